@@ -1,0 +1,10 @@
+"""`python -m noisin` is the command `noisin`."""
+
+from __future__ import annotations
+
+import sys
+
+from noisin.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

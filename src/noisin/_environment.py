@@ -1,0 +1,104 @@
+"""What must be right before MXNet is imported: Python and numpy versions, cluster variables, threads, warnings.
+
+Nothing here imports mxnet, gluonnlp or numpy: each of these checks is about what such an import would do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from importlib import metadata
+
+NUMPY_PIN = "numpy>=1.19,<1.24"
+
+
+def check_python() -> None:
+    """Raise ImportError on a Python that MXNet 1.9.1 does not run on."""
+    if sys.version_info >= (3, 12):
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        raise ImportError(
+            f"noisin runs on Python 3.8 to 3.11, not on {found}: MXNet 1.9.1 needs {NUMPY_PIN}, which 3.12 cannot build"
+        )
+
+
+def check_numpy() -> None:
+    """Raise ImportError in one line if numpy is missing or is one that MXNet 1.9.1 cannot be imported with."""
+    loaded = sys.modules.get("numpy")
+    try:
+        # A numpy that is loaded already is the one that counts, whatever is installed.
+        found = str(getattr(loaded, "__version__", "")) or metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"noisin needs {NUMPY_PIN}, but numpy is not installed: {_install_command()}") from None
+    version = re.match(r"(\d+)\.(\d+)", found)
+    if version and (int(version.group(1)), int(version.group(2))) >= (1, 24):
+        raise ImportError(
+            f"noisin needs {NUMPY_PIN}, because MXNet 1.9.1 fails to import with numpy {found}, the one installed: "
+            f"{_install_command()}"
+        )
+
+
+def _install_command() -> str:
+    return f'python -m pip install "{NUMPY_PIN}"'
+
+
+def check_cluster_role() -> None:
+    """Raise ImportError where `import mxnet` would turn this process into a parameter server and never return."""
+    role = os.environ.get("DMLC_ROLE")
+    if role in ("server", "scheduler"):
+        raise ImportError(
+            f"DMLC_ROLE={role} is set: `import mxnet` would block for ever, serving other processes; "
+            "unset it (a server or scheduler of a cluster runs `python -c 'import mxnet'` without noisin)"
+        )
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def set_threads() -> None:
+    """Let MXNet use every usable core, unless OMP_NUM_THREADS says otherwise.
+
+    By itself MXNet takes half of the processors it sees, and it looks only once, while it is imported.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    if "mxnet" in sys.modules:
+        warnings.warn(
+            "mxnet was imported before noisin, with OMP_NUM_THREADS unset, and so uses half of the cores: "
+            "import noisin first, or set OMP_NUM_THREADS",
+            RuntimeWarning,
+            stacklevel=4,  # set_threads, prepare, noisin/__init__.py, the user's import
+        )
+        return
+    os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+
+
+def silence_import_warnings() -> None:
+    """Ignore the DeprecationWarnings that come from inside mxnet and gluonnlp.
+
+    Both are retired and use `numpy.bool` and `distutils` while they load, so that `python -W error` could not import
+    them. Python ignores these warnings by default; warnings from any other module are left as they were.
+    """
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(mxnet|gluonnlp)(\.|$)")
+
+
+def prepare() -> None:
+    """Do all of the above, once, for `import noisin`."""
+    try:
+        check_python()
+        check_numpy()
+        check_cluster_role()
+    except ImportError as error:
+        # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
+        # helps. While Python still looks for the module of `python -m noisin`, sys.argv[0] is "-m".
+        if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m"):
+            raise SystemExit(f"noisin: error: {error}") from None
+        raise
+    set_threads()
+    silence_import_warnings()

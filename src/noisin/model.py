@@ -1,0 +1,189 @@
+"""The language model: embedding -> stack of cells -> decoder."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import HybridBlock
+
+from noisin.cells import MASKS, CellStack, VariationalDropoutCell, active_mask, draw_mask, make_cells
+from noisin.config import Config
+from noisin.noise import Noise, block_parameters, make_family
+
+# MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+
+
+class LanguageModel(HybridBlock):
+    r"""A recurrent language model, x_t ~ softmax(V z_t + b) (paper, sections 2.1 and 3).
+
+    Parameters
+    ----------
+    vocabulary_size : int
+        V.
+    cells : CellStack
+        What turns embedded words into hidden states.
+    embedding : int
+        Size of the word embedding.
+    hidden : int
+        Size of the top layer's hidden state.
+    input_noise : Noise, optional
+        Perturbs the embedded words (paper, section 3: noise at the input level).
+    embedding_dropout : float, default 0
+        Rate at which whole word types are dropped, by one mask a sequence.
+    init_scale : float, default 0.1
+        Half-width of the uniform distribution that embedding and decoder start from.
+
+    Inputs:
+        - **tokens**: (B,) token ids: a call is one step, as with a cell; `unroll` takes a sequence.
+        - **states**: list as `begin_state` returns it.
+
+    Outputs:
+        - **logits**: (B, V).
+        - **next states**: list like `states`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        cells: CellStack,
+        embedding: int,
+        hidden: int,
+        input_noise: Optional[Noise] = None,
+        embedding_dropout: float = 0.0,
+        init_scale: float = 0.1,
+        prefix: Optional[str] = None,
+        params: Any = None,
+    ) -> None:
+        super().__init__(prefix=prefix, params=params)
+        if not 0 <= embedding_dropout < 1:
+            raise ValueError(f"dropout rate of the embedding is {embedding_dropout}: it must be from 0 to below 1")
+        self.vocabulary_size = vocabulary_size
+        self._embedding_dropout = embedding_dropout
+        self._embedding = embedding
+        self._carried = len(cells.state_info())
+        self.cells = cells
+        self.input_noise = input_noise
+        uniform = mx.init.Uniform(init_scale)
+        with self.name_scope():
+            self.embedding_weight = self.params.get(
+                "embedding_weight", shape=(vocabulary_size, embedding), init=uniform
+            )
+            self.decoder_weight = self.params.get("decoder_weight", shape=(vocabulary_size, hidden), init=uniform)
+            self.decoder_bias = self.params.get("decoder_bias", shape=(vocabulary_size,), init="zeros")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise or dropout acts in train mode."""
+        masked = any(isinstance(cell, VariationalDropoutCell) for cell in self.cells)
+        return masked or bool(self.noises) or self.input_noise is not None or self._embedding_dropout > 0
+
+    @property
+    def noises(self) -> List[Noise]:
+        """The noise of each layer, bottom first; empty for a deterministic or dropout model."""
+        return [cell.noise for cell in self.cells if hasattr(cell, "noise")]
+
+    def begin_state(self, batch_size: int, ctx: Optional[mx.Context] = None) -> List[mx.nd.NDArray]:
+        """Zero hidden states for `batch_size` sequences, with freshly drawn dropout masks where there are any."""
+        states = self.cells.begin_state(batch_size=batch_size, func=mx.nd.zeros, ctx=ctx)
+        return states + self._embedding_mask(batch_size, ctx)
+
+    def begin_sequence(self, states: List[mx.nd.NDArray]) -> List[mx.nd.NDArray]:
+        """Cut the carried states off the past's gradient and draw new dropout masks: a new sequence begins."""
+        carried = [state.detach() for state in states[: self._carried]]
+        mask = self._embedding_mask(carried[0].shape[0], carried[0].context)
+        return self.cells.begin_sequence(carried) + mask
+
+    def _embedding_mask(self, batch_size: int, ctx: Optional[mx.Context]) -> List[mx.nd.NDArray]:
+        if not self._embedding_dropout:
+            return []
+        return [draw_mask((batch_size, self.vocabulary_size), self._embedding_dropout, ctx)]
+
+    def hybrid_forward(
+        self, F: Any, tokens: Any, states: List[Any], embedding_weight: Any, decoder_weight: Any, decoder_bias: Any
+    ) -> Tuple[Any, List[Any]]:
+        # A step is an unroll of length one, whose weights come from the parameters themselves.
+        return self.unroll(1, F.expand_dims(tokens, axis=0), states)
+
+    def unroll(
+        self, length: int, tokens: Any, states: List[Any], dtype: str = "float32"
+    ) -> Tuple[Any, List[Any]]:
+        """Predict the word after each of `length` words.
+
+        Parameters
+        ----------
+        length : int
+            T.
+        tokens : tensor (T, B)
+            Token ids, time first.
+        states : list of tensor
+            As `begin_state` returns it.
+        dtype : {'float32', 'bfloat16'}
+            Of the operands of the decoder's product; everything else is float32.
+
+        Returns
+        -------
+        (logits, states)
+            Logits (T * B, V), step after step, and the states after the last step.
+        """
+        F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
+        weights = block_parameters(self, tokens)
+        carried, masks = states[: self._carried], states[self._carried :]
+        embedded = F.Embedding(
+            tokens, weights["embedding_weight"], input_dim=self.vocabulary_size, output_dim=self._embedding
+        )
+        if masks:
+            embedded = F.broadcast_mul(embedded, F.expand_dims(self._by_word_type(F, masks[0], tokens), axis=2))
+        if self.input_noise is not None:
+            embedded = self.input_noise(embedded)
+        hidden, carried = self.cells.unroll(length, embedded, carried, layout="TNC", merge_outputs=True)
+        operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"], weights["decoder_bias"]]
+        if dtype == "bfloat16":
+            operands = [F.amp_cast(operand, dtype=BFLOAT16) for operand in operands]
+        logits = F.FullyConnected(*operands, num_hidden=self.vocabulary_size)
+        if dtype == "bfloat16":
+            logits = F.amp_cast(logits, dtype="float32")
+        return logits, carried + masks
+
+    def _by_word_type(self, F: Any, mask: Any, tokens: Any) -> Any:
+        """Entry [b, tokens[t, b]] of a (B, V) mask for each t and b: the same for each use of a word in a sequence."""
+        row_starts = F.contrib.arange_like(tokens, axis=1) * self.vocabulary_size
+        places = F.broadcast_add(tokens, F.expand_dims(row_starts, axis=0))
+        return F.take(F.reshape(active_mask(F, mask), shape=(-1,)), places)
+
+
+def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
+    """Build the model that `config` describes, with parameters not yet initialised."""
+    family = make_family(config.noise, **config.noise_parameters)
+    learned = config.method == "noisin*"
+
+    def noise(gamma: float, prefix: str) -> Noise:
+        return Noise(family, gamma, config.noise_mode, learned, config.lower_bound, prefix=f"{prefix}_noise_")
+
+    noisy = config.method in ("noisin", "noisin*")
+    dropout = {name: getattr(config, f"dropout_{name}") for name in MASKS}
+    cells = make_cells(
+        config.cell,
+        config.hidden,
+        config.layers,
+        input_size=config.embedding or config.hidden,
+        activation=config.activation,
+        noises=[noise(gamma, f"l{layer}") for layer, gamma in enumerate(config.layer_gammas())] if noisy else None,
+        dropout=dropout if config.method == "dropout" else None,
+        recurrent_init=config.recurrent_init,
+        init_scale=config.init_scale,
+        forget_bias=config.forget_bias,
+        prefix="cells_",
+    )
+    return LanguageModel(
+        vocabulary_size,
+        cells,
+        embedding=config.embedding or config.hidden,
+        hidden=config.hidden,
+        input_noise=noise(config.input_gamma, "input") if noisy and config.input_gamma else None,
+        embedding_dropout=config.dropout_embedding if config.method == "dropout" else 0.0,
+        init_scale=config.init_scale,
+        prefix="model_",
+    )

@@ -1,0 +1,350 @@
+"""Noise families: standardised random variables that perturb a tensor without bias.
+
+Every family is a variable eps of mean 0 and variance 1 (DESIGN: one equation, many families), used in one of two modes:
+
+    additive        z = h + gamma * eps
+    multiplicative  z = h * (1 + gamma * eps)
+
+so that E[z | h] = h and gamma is the (relative) standard deviation whatever the family. To add a family, write one
+class below: a `name`, its parameters as dataclass fields, and `sample`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, Type
+
+import mxnet as mx
+from mxnet.gluon import HybridBlock
+
+FAMILIES: Dict[str, Type[NoiseFamily]] = {}
+MODES = ("additive", "multiplicative")
+
+# Uniform draws are kept this far from 0 and 1 before a logarithm: MXNet's generator does return 0, and one infinite
+# draw would end a run. It moves the moments by less than 1e-5.
+_UNIFORM_MARGIN = 1e-7
+
+
+class NoiseFamily:
+    """A standardised noise distribution: `sample` returns eps with E[eps] = 0 and Var[eps] = 1."""
+
+    name = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        FAMILIES[cls.name] = cls
+
+    def sample(self, F: Any, like: Any) -> Any:
+        """Draw eps, independent in every element.
+
+        Parameters
+        ----------
+        F : module
+            `mxnet.nd` or `mxnet.sym`.
+        like : NDArray or Symbol
+            Tensor whose shape the draw takes; its values are not used.
+
+        Returns
+        -------
+        NDArray or Symbol
+            eps, of the shape of `like`.
+        """
+        raise TypeError(f"{type(self).__name__} does not define sample")
+
+
+def make_family(name: str, **parameters: float) -> NoiseFamily:
+    """Return the noise family called `name`.
+
+    Parameters
+    ----------
+    name : str
+        A key of `FAMILIES`.
+    **parameters : float
+        The family's own parameters (its dataclass fields); each has a default.
+
+    Raises
+    ------
+    ValueError
+        For an unknown family or parameter, or a value out of its range.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"unknown noise family '{name}': choose one of {', '.join(sorted(FAMILIES))}")
+    known = set(getattr(FAMILIES[name], "__dataclass_fields__", ()))
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        accepts = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"noise family '{name}' has no parameter '{unknown[0]}' (it has: {accepts})")
+    return FAMILIES[name](**parameters)
+
+
+def _check_range(family: NoiseFamily, parameter: str, low: float, high: float) -> None:
+    value = getattr(family, parameter)
+    if not low <= value <= high:  # also refuses NaN
+        raise ValueError(f"{parameter} of noise family '{family.name}' is {value}: it must be from {low:g} to {high:g}")
+
+
+def _open_uniform(F: Any, like: Any) -> Any:
+    """U(0, 1), open at both ends: safe to take a logarithm of U and of 1 - U."""
+    return F.clip(F.random.uniform_like(like), _UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
+
+
+@dataclass(frozen=True)
+class Gaussian(NoiseFamily):
+    """eps ~ N(0, 1), the noise of the paper's experiments."""
+
+    name = "gaussian"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return F.random.normal_like(like)
+
+
+@dataclass(frozen=True)
+class Laplace(NoiseFamily):
+    """eps ~ Laplace(0, 1/sqrt 2): the difference of two exponentials, scaled."""
+
+    name = "laplace"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return (F.random.exponential_like(like) - F.random.exponential_like(like)) / math.sqrt(2)
+
+
+@dataclass(frozen=True)
+class Logistic(NoiseFamily):
+    """eps ~ Logistic(0, sqrt 3 / pi): the scaled logit of a uniform."""
+
+    name = "logistic"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        uniform = _open_uniform(F, like)
+        return (F.log(uniform) - F.log(1 - uniform)) * (math.sqrt(3) / math.pi)
+
+
+@dataclass(frozen=True)
+class Gumbel(NoiseFamily):
+    """eps = (X - 0.5772...) sqrt 6 / pi, X ~ Gumbel(0, 1)."""
+
+    name = "gumbel"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        gumbel = -F.log(-F.log(_open_uniform(F, like)))
+        return (gumbel - 0.5772156649015329) * (math.sqrt(6) / math.pi)
+
+
+@dataclass(frozen=True)
+class Uniform(NoiseFamily):
+    """eps ~ U(-sqrt 3, sqrt 3)."""
+
+    name = "uniform"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return (F.random.uniform_like(like) - 0.5) * (2 * math.sqrt(3))
+
+
+@dataclass(frozen=True)
+class Bernoulli(NoiseFamily):
+    """eps = (b - p) / sqrt(p (1 - p)), b ~ Bernoulli(p).
+
+    Multiplicative with gamma = sqrt((1 - p) / p) it is dropout (keeping with probability p) on the hidden state.
+    """
+
+    name = "bernoulli"
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range(self, "p", 0.001, 0.999)
+
+    def sample(self, F: Any, like: Any) -> Any:
+        kept = F.random.uniform_like(like) < self.p
+        return (kept - self.p) / math.sqrt(self.p * (1 - self.p))
+
+
+@dataclass(frozen=True)
+class Exponential(NoiseFamily):
+    """eps = E - 1, E ~ Exp(1)."""
+
+    name = "exponential"
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return F.random.exponential_like(like) - 1
+
+
+@dataclass(frozen=True)
+class Gamma(NoiseFamily):
+    """eps = (G - k) / sqrt k, G ~ Gamma(k, 1)."""
+
+    name = "gamma"
+    k: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_range(self, "k", 0.1, 1e4)
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return (F.random.gamma_like(like, alpha=self.k, beta=1.0) - self.k) / math.sqrt(self.k)
+
+
+@dataclass(frozen=True)
+class ChiSquare(NoiseFamily):
+    """eps = (C - k) / sqrt(2 k), C ~ chi-square with k degrees of freedom."""
+
+    name = "chi_square"
+    k: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_range(self, "k", 0.2, 2e4)
+
+    def sample(self, F: Any, like: Any) -> Any:
+        chi_square = F.random.gamma_like(like, alpha=self.k / 2, beta=2.0)
+        return (chi_square - self.k) / math.sqrt(2 * self.k)
+
+
+@dataclass(frozen=True)
+class Beta(NoiseFamily):
+    """eps = (B - m) / s, B ~ Beta(a, b) of mean m and standard deviation s."""
+
+    name = "beta"
+    a: float = 2.0
+    b: float = 2.0
+
+    def __post_init__(self) -> None:
+        # Below 0.5 both gamma draws underflow to 0 together often enough to matter: 0 / 0.
+        _check_range(self, "a", 0.5, 1e4)
+        _check_range(self, "b", 0.5, 1e4)
+
+    def sample(self, F: Any, like: Any) -> Any:
+        first = F.random.gamma_like(like, alpha=self.a, beta=1.0)
+        second = F.random.gamma_like(like, alpha=self.b, beta=1.0)
+        total = self.a + self.b
+        deviation = math.sqrt(self.a * self.b / (total + 1)) / total
+        return (first / (first + second) - self.a / total) / deviation
+
+
+@dataclass(frozen=True)
+class Poisson(NoiseFamily):
+    """eps = (N - lam) / sqrt lam, N ~ Poisson(lam)."""
+
+    name = "poisson"
+    lam: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_range(self, "lam", 0.01, 1e4)
+
+    def sample(self, F: Any, like: Any) -> Any:
+        return (F.random.poisson_like(like, lam=self.lam) - self.lam) / math.sqrt(self.lam)
+
+
+def training_gate(F: Any, like: Any) -> Any:
+    """1 in Gluon's train mode and 0 in predict mode, of the shape of `like`, decided each time the graph runs.
+
+    `autograd.is_training()` would be fixed when a hybridized graph is traced. Dropout is the one operator that asks at
+    run time: on a one, with p = 1/2, it returns 0 or 2 in training and 1 otherwise, so its distance from 1 is the gate.
+    """
+    return F.abs(F.Dropout(F.ones_like(like), p=0.5, mode="training") - 1)
+
+
+class Noise(HybridBlock):
+    r"""Perturb a tensor without bias: z ~ noise(h, gamma), E[z | h] = h (paper, section 3).
+
+    .. math:: z = h + \gamma\epsilon \quad\text{or}\quad z = h(1 + \gamma\epsilon)
+
+    The noise acts in Gluon's train mode (`autograd.record()`, `autograd.train_mode()`) and is off in predict mode,
+    as `gluon.nn.Dropout`.
+
+    Parameters
+    ----------
+    family : NoiseFamily
+        The distribution of eps.
+    gamma : float, default 0.1
+        Spread: the fixed one, or where a learned one starts.
+    mode : {'additive', 'multiplicative'}
+    learned : bool, default False
+        Learn gamma with the weights, as gamma = lower_bound + softplus(rho).
+    lower_bound : float, default 0.1
+        What a learned gamma never falls below; without one, learning drives gamma to 0 (paper, section 3).
+
+    Inputs:
+        - **hidden**: tensor h of any shape.
+
+    Outputs:
+        - **noisy**: tensor z of the same shape.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode, a negative or non-finite spread, or a learned gamma that starts at or below its bound.
+    """
+
+    def __init__(
+        self,
+        family: NoiseFamily,
+        gamma: float = 0.1,
+        mode: str = "additive",
+        learned: bool = False,
+        lower_bound: float = 0.1,
+        prefix: Any = None,
+        params: Any = None,
+    ) -> None:
+        super().__init__(prefix=prefix, params=params)
+        if mode not in MODES:
+            raise ValueError(f"noise mode is '{mode}': it must be one of {', '.join(MODES)}")
+        if not 0 <= gamma < math.inf:
+            raise ValueError(f"gamma is {gamma}: it must be a finite number of at least 0")
+        if learned and not 0 <= lower_bound < gamma:
+            raise ValueError(
+                f"a learned gamma starts at {gamma}, with lower bound {lower_bound}: it must start above its bound, "
+                "and the bound must be at least 0"
+            )
+        self.family = family
+        self.mode = mode
+        self._lower_bound = lower_bound
+        with self.name_scope():
+            if learned:
+                rho = math.log(math.expm1(gamma - lower_bound))
+                self.rho = self.params.get("rho", shape=(1,), init=mx.init.Constant(rho), wd_mult=0.0)
+            else:
+                self.fixed_gamma = self.params.get(
+                    "gamma", shape=(1,), init=mx.init.Constant(gamma), grad_req="null", differentiable=False
+                )
+
+    @property
+    def gamma(self) -> float:
+        """The spread as it now stands."""
+        learned = "rho" in self._reg_params
+        value = (self.rho if learned else self.fixed_gamma).data()
+        return float((self._softplus(mx.nd, value) if learned else value).asscalar())
+
+    def _softplus(self, F: Any, rho: Any) -> Any:
+        return F.Activation(rho, act_type="softrelu") + self._lower_bound
+
+    def deviation(self, F: Any, like: Any) -> Any:
+        """Draw gamma * eps of the shape of `like`: the relative or absolute deviation, 0 in predict mode."""
+        parameters = block_parameters(self, like)
+        gamma = self._softplus(F, parameters["rho"]) if "rho" in parameters else parameters["fixed_gamma"]
+        # Flat, so that the one-element spread broadcasts over a tensor of any rank. Drawn before the gate, which takes
+        # from the same random stream, as in a traced graph: the two then agree draw for draw.
+        eps = F.reshape(self.family.sample(F, like), shape=(-1,))
+        spread = gamma * training_gate(F, gamma)
+        return F.reshape_like(F.broadcast_mul(eps, spread), like)
+
+    def combine(self, F: Any, hidden: Any, deviation: Any) -> Any:
+        """Combine h with its deviation; `broadcast_add` because `+` has wrong gradients here (apache/mxnet#20293)."""
+        if self.mode == "additive":
+            return F.broadcast_add(hidden, deviation)
+        return F.broadcast_mul(hidden, 1 + deviation)
+
+    def reset(self) -> None:
+        """Nothing to reset: a recurrent cell that holds noise calls this on each of its children."""
+
+    def hybrid_forward(self, F: Any, hidden: Any, **_parameters: Any) -> Any:
+        return self.combine(F, hidden, self.deviation(F, hidden))
+
+    def __repr__(self) -> str:
+        spread = "learned gamma" if "rho" in self._reg_params else "fixed gamma"
+        return f"Noise({self.family}, {self.mode}, {spread})"
+
+
+def block_parameters(block: HybridBlock, like: Any) -> Dict[str, Any]:
+    """The block's own parameters by attribute name: symbols while a graph is traced, else arrays where `like` lies."""
+    if isinstance(like, mx.sym.Symbol):
+        return {name: parameter.var() for name, parameter in block._reg_params.items()}
+    return {name: parameter.data(like.context) for name, parameter in block._reg_params.items()}

@@ -1,0 +1,86 @@
+"""The averaged likelihood: the training objective and the test-time estimators of perplexity (paper, eq. 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, List, Tuple
+
+import numpy as np
+from mxnet.gluon import HybridBlock
+
+from noisin.model import LanguageModel
+
+
+class AveragedLikelihood(HybridBlock):
+    r"""Monte-Carlo estimate of eq. 1, the log-likelihood averaged over the noise.
+
+    .. math:: L = \sum_t \frac{1}{S} \sum_s \log p(x_t | z_t^s),
+              \quad z_t^s \sim p(z_t | z_{t-1}^s, x_{t-1})
+
+    The S trajectories run in one pass, as a batch S times as wide; each keeps its own state.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    length : int
+        T, steps to unroll.
+    samples : int, default 1
+        S, trajectories of the noise.
+    dtype : {'float32', 'bfloat16'}
+        Of the operands of the decoder's product.
+
+    Inputs:
+        - **inputs**: (T, B) token ids, time first.
+        - **targets**: (T, B) the words to predict.
+        - **states**: list as `begin_state(B)` returns it, S * B rows, trajectory after trajectory.
+
+    Outputs:
+        - **loss**: (B,), the negative of L for each sequence.
+        - **log_p**: (T, S, B), log p of each target on each trajectory, for the estimators below.
+        - **next states**: list like `states`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, length: int, samples: int = 1, dtype: str = "float32", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self._length = length
+        self._samples = samples
+        self._dtype = dtype
+
+    def begin_state(self, batch_size: int, ctx: Any = None) -> List[Any]:
+        """States for `batch_size` sequences, S trajectories each."""
+        return self.model.begin_state(self._samples * batch_size, ctx)
+
+    def hybrid_forward(self, F: Any, inputs: Any, targets: Any, states: List[Any]) -> Tuple[Any, Any, List[Any]]:
+        if self._samples > 1:
+            inputs = F.tile(inputs, reps=(1, self._samples))
+            targets = F.tile(targets, reps=(1, self._samples))
+        logits, states = self.model.unroll(self._length, inputs, states, self._dtype)
+        log_p = F.pick(F.log_softmax(logits), F.reshape(targets, shape=(-1,)))
+        log_p = F.reshape(log_p, shape=(self._length, self._samples, -1))
+        loss = -F.sum(F.mean(log_p, axis=1), axis=0)
+        return loss, log_p, states
+
+
+def bound(log_p: np.ndarray) -> np.ndarray:
+    """Average of log p over the trajectories: (T, S, B) -> (T, B), whose expectation is eq. 1."""
+    return log_p.mean(axis=1)
+
+
+def averaged(log_p: np.ndarray) -> np.ndarray:
+    """Log of the average of p over the trajectories: (T, S, B) -> (T, B), the paper's averaging at test time.
+
+    By Jensen's inequality it is never below `bound`.
+    """
+    highest = log_p.max(axis=1)
+    return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
+
+
+def perplexity(log_p_total: float, tokens: int) -> float:
+    """exp(-total log p / tokens); infinity where that overflows."""
+    try:
+        return math.exp(-log_p_total / tokens)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,333 @@
+"""One training run: truncated backpropagation through time, schedule, early stopping, and the record at its end."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import mxnet as mx
+from mxnet import autograd, gluon
+from tqdm import tqdm
+
+import noisin
+from noisin.checkpoint import Progress, RunDirectory, read_json
+from noisin.config import Config
+from noisin.data import Corpus, number_of_training_batches, training_batches
+from noisin.evaluation import Evaluator
+from noisin.model import LanguageModel, make_model
+from noisin.objective import AveragedLikelihood, perplexity
+
+# A step whose loss per word is this many times that of a uniform guess is an explosion, not a bad start.
+EXPLOSION = 3.0
+
+
+class Diverged(Exception):
+    """The loss stopped being a finite, sensible number."""
+
+
+def train(
+    config: Config,
+    run_directory: Any,
+    corpus: Corpus,
+    device: Optional[mx.Context] = None,
+    report: Callable[[str], None] = tqdm.write,
+    progress: bool = True,
+) -> Dict[str, Any]:
+    """Train one run to its end, going on from its last checkpoint if it has one, and return its record.
+
+    Parameters
+    ----------
+    config : Config
+    run_directory : str or Path
+        Where config, metrics, weights and record go. A run of the same configuration found there goes on; a finished
+        one is returned as it is.
+    corpus : Corpus
+    device : mxnet.Context, default cpu
+    report : callable, default tqdm.write
+        Receives one line an epoch.
+    progress : bool, default True
+        Show progress bars where standard error is a terminal.
+
+    Returns
+    -------
+    dict
+        The record (DESIGN, section 7).
+
+    Raises
+    ------
+    UserError
+        If the directory holds a run of another configuration, or cannot be written.
+    """
+    directory = RunDirectory(run_directory)
+    directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
+    if directory.record_path.exists():
+        return read_json(directory.record_path)
+    return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
+
+
+class _LaggedSum:
+    """Adds up batch losses without stalling MXNet's engine: a loss is read when the next batch has been queued."""
+
+    def __init__(self, ceiling: float) -> None:
+        self.total = 0.0
+        self.count = 0
+        self._ceiling = ceiling
+        self._unread: Optional[mx.nd.NDArray] = None
+
+    def add(self, loss: mx.nd.NDArray) -> None:
+        unread, self._unread = self._unread, loss
+        if unread is not None:
+            value = float(unread.asscalar())
+            if not value <= self._ceiling:  # also catches NaN
+                raise Diverged(f"batch {self.count + 1} has a loss of {value:.4g}; {self._ceiling:.4g} is the most")
+            self.total += value
+            self.count += 1
+
+    def finish(self) -> float:
+        """The sum, with the last loss."""
+        self.add(None)
+        return self.total
+
+
+class _Run:
+    """A run in memory: model, optimizer and progress."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        corpus: Corpus,
+        device: mx.Context,
+        report: Callable[[str], None],
+        progress: bool,
+    ) -> None:
+        self.config, self.directory, self.corpus, self.device = config, directory, corpus, device
+        self.report, self.show_bar = report, progress
+        self.model = initial_model(config, len(corpus.vocabulary), device)
+        self.objective = AveragedLikelihood(self.model, config.unroll, config.samples, config.dtype)
+        self.objective.hybridize(static_alloc=True, static_shape=True)
+        self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
+        options = {"learning_rate": config.learning_rate, "wd": config.weight_decay}
+        self.trainer = gluon.Trainer(self.model.collect_params(), config.optimizer, options, kvstore=None)
+        self.progress = directory.load() or Progress(started=_now())
+        if self.progress.epochs:
+            directory.restore(self.model, self.trainer, self.progress)
+            report(f"going on after epoch {len(self.progress.epochs)} of {directory.path}")
+
+    def train(self) -> Dict[str, Any]:
+        while self.progress.status == "running":
+            self._train_epoch(len(self.progress.epochs) + 1)
+        return self._finish()
+
+    def _train_epoch(self, epoch: int) -> None:
+        # MXNet cannot save its random state: each epoch starts from a state of its own, so that a resumed run is exact.
+        mx.random.seed(_stream(self.config.seed, epoch))
+        self.trainer.set_learning_rate(learning_rate(self.config, epoch))
+        start = time.perf_counter()
+        try:
+            train_ppl, words = self._pass_over_training_set(epoch)
+            seconds = time.perf_counter() - start
+            valid_ppl = self.evaluator.clean(self.corpus.valid)
+            if not valid_ppl < math.inf:
+                raise Diverged(f"validation perplexity is {valid_ppl}")
+        except Diverged as reason:
+            self.progress.status = "diverged"
+            self.report(
+                f"diverged in epoch {epoch}: {reason}; try a smaller --learning-rate, a smaller --clip, "
+                "or another --recurrent-init"
+            )
+            return
+        entry = {
+            "epoch": epoch,
+            "train_ppl": train_ppl,
+            "valid_ppl": valid_ppl,
+            "seconds": seconds,
+            "tokens_per_second": words / seconds,
+            "gamma": current_gamma(self.model),
+        }
+        self.progress.epochs.append(entry)
+        self._judge(entry)
+        self.directory.save(self.model, self.trainer, self.progress)
+        self.report(_epoch_line(entry, improved=self.progress.best_epoch == epoch))
+
+    def _pass_over_training_set(self, epoch: int) -> Any:
+        """One epoch of updates; returns (train perplexity, words)."""
+        config, tokens = self.config, self.corpus.train
+        parameters = [p for p in self.model.collect_params().values() if p.grad_req != "null"]
+        gradients = [p.grad(self.device) for p in parameters]
+        total = number_of_training_batches(tokens, config.batch_size, config.unroll)
+        words_a_batch = config.batch_size * config.unroll
+        states = self.objective.begin_state(config.batch_size, self.device)
+        losses = _LaggedSum(EXPLOSION * math.log(len(self.corpus.vocabulary)) * words_a_batch)
+        with tqdm(
+            total=total * words_a_batch,
+            desc=f"epoch {epoch}/{config.epochs}",
+            unit=" words",
+            unit_scale=True,
+            leave=False,
+            disable=None if self.show_bar else True,
+        ) as bar:
+            for inputs, targets in training_batches(tokens, config.batch_size, config.unroll):
+                states = self.model.begin_sequence(states)
+                inputs, targets = (mx.nd.array(ids, ctx=self.device) for ids in (inputs, targets))
+                with autograd.record():
+                    loss, _, states = self.objective(inputs, targets, states)
+                loss.backward()
+                # Gradients are sums over the batch, which the trainer divides by its size; so is their limit.
+                gluon.utils.clip_global_norm(gradients, config.clip * config.batch_size, check_isfinite=False)
+                self.trainer.step(config.batch_size)
+                self.progress.updates += 1
+                losses.add(loss.sum())
+                bar.set_postfix_str(f"ppl {perplexity(-losses.total, max(1, losses.count) * words_a_batch):.1f}", False)
+                bar.update(words_a_batch)
+        words = total * words_a_batch
+        return perplexity(-losses.finish(), words), words
+
+    def _judge(self, entry: Dict[str, Any]) -> None:
+        """Early stopping, on clean validation perplexity alone."""
+        progress = self.progress
+        if progress.best_valid_ppl is None or entry["valid_ppl"] < progress.best_valid_ppl:
+            progress.best_epoch, progress.best_valid_ppl = entry["epoch"], entry["valid_ppl"]
+        if entry["epoch"] - progress.best_epoch >= self.config.patience:
+            progress.status = "early-stopped"
+        elif entry["epoch"] >= self.config.epochs:
+            progress.status = "finished"
+
+    def _finish(self) -> Dict[str, Any]:
+        """Test the best weights, once, and write the record."""
+        test_ppl = None
+        if self.progress.best_epoch is not None:
+            self.directory.load_weights(self.model, "best")
+            test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
+        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
+        self.directory.finish(record)
+        self.report(_summary_line(record))
+        return record
+
+
+def initial_model(config: Config, vocabulary_size: int, device: mx.Context) -> LanguageModel:
+    """The model of `config` with its parameters initialised from the seed."""
+    mx.random.seed(_stream(config.seed, 0))
+    model = make_model(config, vocabulary_size)
+    model.initialize(ctx=device)
+    return model
+
+
+def make_evaluator(
+    model: LanguageModel, config: Config, corpus: Corpus, device: mx.Context, progress: bool = False
+) -> Evaluator:
+    """The evaluator that `config` describes."""
+    eos = corpus.vocabulary["<eos>"]
+    return Evaluator(model, eos, config.eval_batch_size, config.unroll, config.eval_samples, device, progress)
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """The rate in epoch 1, 2, ...: constant up to `decay_after`, then times `decay` each epoch (paper, section 4)."""
+    return config.learning_rate * config.decay ** max(0, epoch - config.decay_after)
+
+
+def current_gamma(model: LanguageModel) -> List[float]:
+    """The spread of each layer's noise, bottom first, as it stands; empty without noise."""
+    return [noise.gamma for noise in model.noises]
+
+
+def _stream(seed: int, epoch: int) -> int:
+    """A seed of its own for each epoch of each run; 0 is for the initial weights and the test."""
+    return (seed * 1_000_003 + epoch * 7_919) % (2**31)
+
+
+def _epoch_line(entry: Dict[str, Any], improved: bool) -> str:
+    gamma = f"  gamma {', '.join(f'{g:.3f}' for g in entry['gamma'])}" if entry["gamma"] else ""
+    return (
+        f"epoch {entry['epoch']:3d}  train {entry['train_ppl']:8.2f}  valid {entry['valid_ppl']:8.2f}"
+        f"{' *' if improved else '  '}{gamma}  {entry['tokens_per_second']:7,.0f} words/s  {entry['seconds']:6.1f} s"
+    )
+
+
+def _summary_line(record: Dict[str, Any]) -> str:
+    if record["test_ppl"] is None:
+        return f"{record['status']}: no epoch was finished"
+    clean, averaged = record["test_ppl"]["clean"], record["test_ppl"]["averaged"]
+    return (
+        f"{record['status']}: best epoch {record['best_epoch']}, valid {record['valid_ppl']:.2f}, "
+        f"test {clean:.2f} clean, {averaged:.2f} averaged over {record['test_ppl']['samples']} samples"
+    )
+
+
+def make_record(
+    config: Config,
+    progress: Progress,
+    model: LanguageModel,
+    test_ppl: Optional[Dict[str, Any]],
+    corpus: Corpus,
+    device: mx.Context,
+) -> Dict[str, Any]:
+    """The record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
+    best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
+    parameters = model.collect_params().values()
+    return {
+        "corpus": config.corpus if corpus.name == config.corpus else corpus.name,
+        "cell": config.cell,
+        "activation": config.activation,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "method": config.method,
+        "noise": config.noise if model.noises else None,
+        "gamma": best["gamma"] if best else [],
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "valid_ppl": progress.best_valid_ppl,
+        "test_ppl": test_ppl,
+        "status": progress.status,
+        "config": config.to_dict(),
+        "corpus_sha256": corpus.digest,
+        "floor_ppl": corpus.floor,
+        "git": _git_revision(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("mxnet", "gluonnlp", "numpy")},
+            "noisin": noisin.__version__,
+        },
+        "hardware": {"cpu": _cpu_name(), "threads": int(os.environ["OMP_NUM_THREADS"]), "device": str(device)},
+        "started": progress.started,
+        "finished": _now(),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _git_revision() -> Optional[str]:
+    """The commit the code stands at, with '+' where tracked files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(
+            [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if revision.returncode:
+        return None
+    return revision.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
