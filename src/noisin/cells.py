@@ -442,7 +442,7 @@ class RecurrentInit(mx.init.Initializer):
             block = arr[start : start + hidden]
             if self._kind == "orthogonal":
                 # MXNet's own Orthogonal draws from NumPy's global state; this follows mx.random.seed like the rest.
-                block[:] = mx.nd.linalg.gelqf(mx.nd.random.normal(shape=(hidden, hidden), ctx=arr.context))[1]
+                block[:] = mx.nd.linalg.gelqf(mx.nd.random.normal(shape=(hidden, hidden), ctx=arr.context))[0]
             elif self._kind == "identity":
                 block[:] = mx.nd.eye(hidden, ctx=arr.context)
             else:

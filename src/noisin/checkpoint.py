@@ -214,6 +214,8 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+    except mx.MXNetError:  # from mx.nd.save, which does not say why
+        raise UserError(f"cannot write {path}: is the disk full, or the folder read-only?") from None
     finally:
         if temporary.exists():
             temporary.unlink()

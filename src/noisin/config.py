@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from noisin.errors import UserError
+from noisin.noise import FAMILIES, make_family
 
 METHODS = ("none", "dropout", "noisin", "noisin*")
 
@@ -60,7 +61,9 @@ class Config:
     )
     init_scale: float = option(0.1, "half-width of the other weights' uniform start", low=0, high=10)
     forget_bias: float = option(0.0, "initial bias of the LSTM's forget gate", low=-100, high=100)
-    noise: str = option("gaussian", "noise family of noisin and noisin* (paper: gaussian)", group="noise")
+    noise: str = option(
+        "gaussian", "noise family of noisin and noisin* (paper: gaussian)", choices=tuple(sorted(FAMILIES)), group="noise"
+    )
     noise_parameters: Dict[str, float] = option({}, "the family's own, as k=2 or a=2,b=3", group="noise")
     noise_mode: str = option(
         "additive", "how the noise acts (paper: additive)", choices=("additive", "multiplicative"), group="noise"
@@ -111,6 +114,10 @@ class Config:
             _check(entry, getattr(self, entry.name))
         if self.cell == "rnn" and self.activation is None:
             raise UserError("activation is missing: an rnn cell needs tanh, sigmoid or relu")
+        try:
+            make_family(self.noise, **self.noise_parameters)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if len(self.gamma) not in (1, self.layers):
             raise UserError(f"gamma has {len(self.gamma)} values for {self.layers} layers: give one, or one a layer")
         if self.method == "noisin*":

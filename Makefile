@@ -1,0 +1,73 @@
+# Every target makes .venv first if it must: a supported Python is looked for, pinned dependencies are installed.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+# The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
+# none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
+# the old one), or with its Python gone, it is not this text. Then the environment is made anew.
+state = { pwd -P && cat setup.py constraints.txt | cksum; }
+ifneq ($(shell $(state)),$(shell [ -x $(PY) ] && cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+
+# quoted VALUE: one word of the shell, whatever is in it (METHODS=noisin* is no pattern of file names)
+quoted = '$(subst ','\'',$(1))'
+# option NAME,VARIABLE: --NAME VALUE if the variable was given
+option = $(if $(strip $($(2))),--$(1) $(call quoted,$(strip $($(2)))))
+NARROW = $(strip $(call option,epochs,EPOCHS) $(call option,methods,METHODS) $(call option,seeds,SEEDS) \
+  $(call option,jobs,JOBS) $(call option,device,DEVICE) $(call option,dtype,DTYPE) $(ARGS))
+
+.PHONY: help
+help: ## this list (the default)
+	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
+	  printf '  %-11s %s\n' "$$target" "$$what"; done
+	@echo "demo, ptb and wikitext2 take EPOCHS= METHODS= SEEDS= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
+	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
+	@echo "test takes PYTEST_ARGS=; PYTHON= names the Python to use, CC= the C compiler."
+
+.PHONY: venv
+venv: $(STAMP) ## make .venv with everything in it, and no more
+
+# One at a time: a second make waits (its lock is this very file), and then finds the environment made.
+$(STAMP):
+	@exec 9<Makefile; if command -v flock >/dev/null; then flock 9; fi; \
+	if [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $@ 2>/dev/null)" ]; then exit 0; fi; \
+	tools/make-venv $(VENV) && $(state) > $@
+
+# ---- the main job --------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP) ## compare the methods on the embedded synthetic corpus: a table, a figure, no network, under 3 minutes
+	@$(PY) -m experiments demo $(NARROW)
+
+.PHONY: ptb
+ptb: $(STAMP) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
+	@$(PY) -m experiments ptb $(NARROW)
+
+.PHONY: wikitext2
+wikitext2: $(STAMP) ## the same on WikiText-2
+	@$(PY) -m experiments wikitext2 $(NARROW)
+
+# ---- development ---------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(STAMP) ## run the tests
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy src/noisin experiments
+
+.PHONY: clean
+clean: ## remove .venv, caches and build outputs; corpora in data/, results and runs/ stay
+	@rm -rf $(VENV) build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
+	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

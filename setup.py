@@ -1,0 +1,56 @@
+"""Package metadata of noisin; tool settings are in pyproject.toml, exact versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+# Read as text: importing the package would need MXNet before it is installed.
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (HERE / "src/noisin/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+).group(1)
+
+setup(
+    name="noisin",
+    version=VERSION,
+    description="Recurrent language models with unbiased noise on the hidden state (NOISIN), in MXNet/Gluon",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The noisin authors",
+    license="Apache-2.0",
+    # Apache MXNet has no release after 1.9.1, which needs numpy < 1.24, which needs Python < 3.12.
+    python_requires=">=3.8,<3.12",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"noisin": ["py.typed"]},
+    install_requires=[
+        "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7
+        "gluonnlp==0.10.0",  # vocabulary, corpora, BPTT batches
+        "numpy>=1.19,<1.24",  # MXNet's own metadata admits versions that it cannot be imported with
+        "matplotlib>=3.5",  # figures
+        "pandas>=1.4",  # tables of runs
+        "tqdm>=4.60",  # progress bars
+        # MXNet brings requests and urllib3; these floors are the versions without known vulnerabilities.
+        'requests>=2.33.0; python_version >= "3.10"',
+        'urllib3>=2.7.0; python_version >= "3.10"',
+    ],
+    extras_require={
+        "test": ["pytest>=7", "pytest-timeout>=2.1", "hypothesis>=6.80"],
+        "lint": ["ruff>=0.6", "mypy>=1.8"],
+        "notebooks": ["nbclient>=0.8", "ipykernel>=6.20"],
+    },
+    entry_points={"console_scripts": ["noisin=noisin.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.8",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

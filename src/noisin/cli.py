@@ -1,0 +1,249 @@
+"""The command `noisin`: data, train, evaluate, sample."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NoReturn, Optional, Sequence
+
+from tqdm import tqdm
+
+from noisin import __version__
+from noisin.checkpoint import RunDirectory, read_json
+from noisin.config import Config, config_from_dict
+from noisin.data import PUBLISHED, Corpus, load_corpus, table1
+from noisin.device import find_device
+from noisin.errors import UserError
+from noisin.sampling import sample_words
+from noisin.training import initial_model, make_evaluator, train
+
+EPILOG = "A mistake of yours ends with one line on stderr and status 2; a run that is interrupted goes on when repeated."
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"noisin: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("noisin: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="noisin", description="Recurrent language models regularised by noise.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"noisin {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    data = commands.add_parser("data", help="find, download, check and describe corpora", epilog=EPILOG)
+    data.add_argument(
+        "corpora", nargs="+", metavar="CORPUS", help="ptb, wikitext-2, synthetic, or a path of one's own text"
+    )
+    _add_data_dir(data)
+    data.add_argument("--no-download", action="store_true", help="do not look on the network")
+    data.set_defaults(command=_data)
+
+    training = commands.add_parser(
+        "train", help="train one model; goes on where it was interrupted", usage="noisin train [options]", epilog=EPILOG
+    )
+    _add_config(training)
+    training.add_argument("--config", metavar="FILE", help="JSON object of options; the command line goes before it")
+    training.add_argument("--run-dir", metavar="DIR", help="where the run is kept (default: runs/NAME-OF-THE-RUN)")
+    training.add_argument("--quiet", action="store_true", help="no progress bars")
+    _add_data_dir(training)
+    _add_device(training)
+    training.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
+    _add_run(evaluate)
+    evaluate.add_argument(
+        "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
+    )
+    evaluate.add_argument("--samples", type=_positive, help="trajectories of the noise (default: the run's eval_samples)")
+    evaluate.add_argument("--seed", type=_natural, default=0, help="of the noise (default: 0)")
+    evaluate.set_defaults(command=_evaluate)
+
+    sample = commands.add_parser("sample", help="write text from a trained model", epilog=EPILOG)
+    _add_run(sample)
+    sample.add_argument("--words", type=_positive, default=100, help="how many (default: 100)")
+    sample.add_argument("--prompt", default="", help="words to begin with (default: the beginning of a sentence)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
+    sample.add_argument("--seed", type=_natural, default=0, help="another seed, another text (default: 0)")
+    sample.set_defaults(command=_sample)
+    return parser
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="holds ptb/ and wikitext-2/ (else NOISIN_DATA, else data/, else download)"
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, gpu, gpu:N, or auto (default): a usable GPU, else the CPU")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_DIR", help="directory made by noisin train")
+    parser.add_argument("--corpus", help="where the run's own text now lies, if it has moved")
+    _add_data_dir(parser)
+    _add_device(parser)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """An argument for each field of Config, explained by its metadata."""
+    groups: Dict[str, Any] = {}
+    for entry in dataclasses.fields(Config):
+        name = entry.metadata["group"]
+        groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
+        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()
+        groups[name].add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            type=_PARSERS.get(str(entry.type), str),
+            choices=entry.metadata["choices"] or None,
+            metavar=None if entry.metadata["choices"] else _METAVARS.get(str(entry.type), "TEXT"),
+            # Not the default itself: what is not given comes from --config, or else from Config.
+            default=argparse.SUPPRESS,
+            help=f"{entry.metadata['help']} (default: {_show(default)})",
+        )
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={number}" for key, number in value.items()) or "the family's"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _positive(text: str) -> int:
+    number = _natural(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is not a positive whole number")
+    return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 999999999")
+    return int(text)
+
+
+def _numbers(text: str) -> List[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not numbers, as 0.1 or 0.1,0.2") from None
+
+
+def _named_numbers(text: str) -> Dict[str, float]:
+    try:
+        return {name: float(number) for name, number in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not names with numbers, as k=2 or a=2,b=3") from None
+
+
+_PARSERS = {"int": int, "float": float, "List[float]": _numbers, "Dict[str, float]": _named_numbers}
+_METAVARS = {"int": "N", "float": "X", "List[float]": "X[,X...]", "Dict[str, float]": "NAME=X[,...]"}
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    corpora = [
+        load_corpus(name, arguments.data_dir, download=not arguments.no_download) for name in arguments.corpora
+    ]
+    print(table1(corpora))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    given = {e.name: getattr(arguments, e.name) for e in dataclasses.fields(Config) if hasattr(arguments, e.name)}
+    if arguments.config:
+        from_file = read_json(Path(arguments.config))
+        # The config.json of a run is taken as it is.
+        from_file = from_file["config"] if isinstance(from_file.get("config"), dict) else from_file
+        config_from_dict(from_file, source=arguments.config)
+        given = {**from_file, **given}
+    config = config_from_dict(given, source="the command line")
+    device = find_device(arguments.device)
+    corpus = config_corpus(config, arguments.data_dir)
+    directory = arguments.run_dir or Path("runs") / config.name
+    print(f"run {directory}", file=sys.stderr)
+    train(config, directory, corpus, device, report=_report, progress=not arguments.quiet)
+
+
+def _report(line: str) -> None:
+    """Print a line of the run's story on stdout, above the progress bar on stderr."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    config, corpus, model, device = _load_run(arguments)
+    if arguments.samples:
+        config = dataclasses.replace(config, eval_samples=arguments.samples)
+    evaluator = make_evaluator(model, config, corpus, device, progress=True)
+    result = evaluator.all(getattr(corpus, arguments.split), arguments.seed)
+    print(json.dumps({"split": arguments.split, **result}))
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    _, corpus, model, device = _load_run(arguments)
+    vocabulary = corpus.vocabulary
+    words = arguments.prompt.split()
+    unknown = sorted({word for word in words if word not in vocabulary})
+    if unknown:
+        print(f"noisin: not in the vocabulary, read as <unk>: {' '.join(unknown)}", file=sys.stderr)
+    prompt = vocabulary[["<eos>"] + words]
+    try:
+        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device)
+        text = itertools.chain(words, (vocabulary.idx_to_token[i] for i in itertools.islice(ids, arguments.words)))
+        separator = ""
+        for word in text:
+            end = word == "<eos>"
+            print("\n" if end else separator + word, end="", flush=True)
+            separator = "" if end else " "
+        print()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:
+    """The corpus that a configuration names, or the same text at `moved_to`."""
+    name = moved_to or config.corpus
+    published = name in PUBLISHED or name == "synthetic"
+    return load_corpus(name, data_dir, max_vocabulary=None if published else config.max_vocabulary)
+
+
+def _load_run(arguments: argparse.Namespace) -> Any:
+    """The configuration, corpus, best model and device of a run directory."""
+    directory = RunDirectory(arguments.run)
+    config = directory.read_config()
+    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    expected = read_json(directory.path / "config.json").get("corpus_sha256")
+    if corpus.digest != expected:
+        raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
+    device = find_device(arguments.device)
+    model = initial_model(config, len(corpus.vocabulary), device)
+    directory.load_weights(model, "best")
+    model.hybridize()
+    return config, corpus, model, device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

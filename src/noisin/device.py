@@ -1,0 +1,52 @@
+"""Where to compute: the CPU, or a GPU that MXNet can really use."""
+
+from __future__ import annotations
+
+import re
+
+import mxnet as mx
+
+from noisin.errors import UserError
+
+
+def find_device(name: str = "auto") -> mx.Context:
+    """Return the device called `name`.
+
+    Parameters
+    ----------
+    name : str, default 'auto'
+        `cpu`, `gpu`, `gpu:N`, or `auto`: the first GPU if it is usable, else the CPU.
+
+    Raises
+    ------
+    UserError
+        For another name, or a GPU that is missing or that this MXNet has no code for.
+    """
+    if name == "cpu":
+        return mx.cpu()
+    if name == "auto":
+        return mx.cpu() if _why_unusable(0) else mx.gpu(0)
+    match = re.fullmatch(r"gpu(?::(\d{1,3}))?", name)
+    if not match:
+        raise UserError(f"device is '{name}': it must be cpu, gpu, gpu:N or auto")
+    index = int(match.group(1) or 0)
+    problem = _why_unusable(index)
+    if problem:
+        raise UserError(f"gpu:{index} cannot be used: {problem}; use --device cpu")
+    return mx.gpu(index)
+
+
+def _why_unusable(index: int) -> str:
+    """What keeps GPU `index` from being used, or nothing."""
+    if not mx.runtime.feature_list() or not mx.runtime.Features().is_enabled("CUDA"):
+        return "this MXNet was built for the CPU only (a GPU needs mxnet-cu117 in place of mxnet)"
+    try:
+        count = mx.context.num_gpus()
+        if index >= count:
+            return f"MXNet sees {count} GPUs"
+        # The wheels hold code for compute capability 5.0 to 8.9; on another the first kernel fails, not the import.
+        mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
+    except mx.MXNetError as error:
+        reason = next((line for line in str(error).splitlines() if "rror" in line), "unknown reason").strip()
+        return f"the first computation on it failed ({reason[:160]}); MXNet's wheels serve compute capability 5.0 to 8.9"
+    return ""

@@ -1,0 +1,60 @@
+"""Text from a trained model, word by word."""
+
+from __future__ import annotations
+
+from typing import Iterator, Sequence
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd
+
+from noisin.model import LanguageModel
+
+
+def sample_words(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    seed: int = 0,
+    temperature: float = 1.0,
+    device: mx.Context = None,
+) -> Iterator[int]:
+    """Yield token ids drawn from p(x_t | x_{<t})^(1 / temperature), with the noise off, without end.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    prompt : sequence of int
+        Ids to begin after; at least one (`<eos>` begins a sentence).
+    seed : int, default 0
+    temperature : float, default 1
+        Below 1 the likely words become likelier; 0 takes the likeliest.
+    device : mxnet.Context, optional
+
+    Raises
+    ------
+    ValueError
+        For an empty prompt or a temperature that is negative or not finite.
+    """
+    if not len(prompt):
+        raise ValueError("the prompt is empty: give at least one token")
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature is {temperature}: it must be a finite number of at least 0")
+    device = device or mx.cpu()
+    random = np.random.RandomState(seed)
+    states = model.begin_state(1, device)
+    logits = None
+    pending = list(prompt)
+    while True:
+        with autograd.predict_mode():
+            for token in pending:
+                logits, states = model(mx.nd.array([token], ctx=device), states)
+        token = _draw(logits.asnumpy()[0].astype(np.float64), temperature, random)
+        yield token
+        pending = [token]
+
+
+def _draw(logits: np.ndarray, temperature: float, random: np.random.RandomState) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    weights = np.exp((logits - logits.max()) / temperature)
+    return int(random.choice(len(weights), p=weights / weights.sum()))
