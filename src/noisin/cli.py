@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="noisin", description="Recurrent language models regularised by noise.", epilog=EPILOG)
+    parser = OneLineParser(prog="noisin", description="Recurrent language models regularised by noise.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"noisin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

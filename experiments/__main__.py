@@ -1,0 +1,89 @@
+"""`python -m experiments EXPERIMENT`: compare the methods, end with a table and a figure."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import experiments  # noqa: F401
+from experiments.declared import EXPERIMENTS, Experiment
+from experiments.records import RESULTS, markdown, table
+from experiments.runner import RunsFailed, run_grid
+from noisin.cli import OneLineParser
+from noisin.config import METHODS
+from noisin.data import load_corpus
+from noisin.device import find_device
+from noisin.errors import UserError
+from noisin.figures import figure2
+
+RUNS = Path("runs")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line and return the exit status: 0, 1 if a run failed, 2 for a user's mistake, 130."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _compare(EXPERIMENTS[arguments.experiment], arguments)
+    except UserError as error:
+        print(f"experiments: error: {error}", file=sys.stderr)
+        return 2
+    except RunsFailed as error:
+        print(f"experiments: error: {error}; the same command tries them again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("experiments: interrupted; the same command goes on from the last finished epochs", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m experiments", description=__doc__)
+    listing = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
+    parser.add_argument("experiment", choices=list(EXPERIMENTS), help=listing)
+    parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"some of {','.join(METHODS)} (default: all)")
+    parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
+    parser.add_argument("--epochs", type=int, help="most epochs, for a short try; its records stay below runs/")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")
+    parser.add_argument("--jobs", type=_jobs, default=1, help="runs side by side, sharing the cores (default: 1)")
+    parser.add_argument("--device", default="auto", help="cpu, gpu, gpu:N, or auto (default): a usable GPU, else the CPU")
+    return parser
+
+
+def _names(text: str) -> List[str]:
+    return [name for name in text.replace(",", " ").split()]
+
+
+def _numbers(text: str) -> List[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers, as 1,2,3") from None
+
+
+def _jobs(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 256")
+    return int(text)
+
+
+def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
+    narrowing: Dict[str, Any] = {name: getattr(arguments, name) for name in ("epochs", "dtype")}
+    narrowing = {name: value for name, value in narrowing.items() if value is not None}
+    configs = experiment.configs(arguments.methods, arguments.seeds, **narrowing)
+    find_device(arguments.device)  # a wrong device or a missing corpus is said once, before any run
+    corpus = load_corpus(experiment.setting["corpus"])
+    kept = experiment.name != "demo" and "epochs" not in narrowing
+    results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
+    records = run_grid(configs, RUNS / experiment.name, results, arguments.jobs, arguments.device)
+    print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
+    if corpus.floor is not None:
+        print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source itself, but for sampling error.")
+    picture = (results if kept else RUNS / experiment.name) / "figure2.png"
+    figure2(records, picture, experiment.title, corpus.floor)
+    print(f"\nFigure: {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Figures, drawn from records (DESIGN, section 7) and nothing else."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from noisin.checkpoint import write_aside
+
+# Colours of Okabe and Ito, which colour-blind readers tell apart; dashes and markers for print in grey.
+STYLES = {
+    "none": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "dropout": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
+    "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
+    "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
+}
+LABELS = {"none": "deterministic", "dropout": "variational dropout", "noisin": "NOISIN", "noisin*": "NOISIN* (learned γ)"}
+
+
+def figure2(
+    records: Sequence[Mapping[str, Any]], path: Path, title: str = "", floor: Optional[float] = None
+) -> None:
+    """Draw Figure 2 of the paper: validation (left) and training (right) perplexity against the epoch.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        Runs; their curves are labelled by method, and by gamma where a method has several runs.
+    path : Path
+        PNG to write.
+    title : str, default none
+    floor : float, optional
+        A perplexity that no model can beat, drawn as a line.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    validation, training = figure.subplots(1, 2, sharey=True)
+    for record in records:
+        epochs = [entry["epoch"] for entry in record["epochs"]]
+        style = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": _label(record, records)}
+        for axes, key in ((validation, "valid_ppl"), (training, "train_ppl")):
+            axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
+        if record["best_epoch"]:
+            color = style["color"]
+            validation.plot(record["best_epoch"], record["valid_ppl"], "*", color=color, markersize=12, zorder=3)
+    _label_axes(validation, "validation, noise off (★ best epoch)")
+    _label_axes(training, "training, noise on")
+    validation.set_ylabel("perplexity a word (log scale)")
+    validation.set_ylim(*_limits(records, floor))
+    for axes in (validation, training):
+        if floor is not None:
+            axes.axhline(floor, color="#777777", linewidth=1)
+            axes.annotate(f"floor {floor:.2f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    training.legend(frameon=False)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
+    write_aside(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    twins = [other for other in records if other["method"] == record["method"]]
+    label = LABELS[record["method"]]
+    if len({tuple(other["config"]["gamma"]) for other in twins}) > 1:
+        label += f" γ={record['config']['gamma'][0]:g}"
+    if len({other["seed"] for other in twins}) > 1:
+        label += f" seed {record['seed']}"
+    return label
+
+
+def _label_axes(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+
+
+def _limits(records: Sequence[Mapping[str, Any]], floor: Optional[float]) -> Any:
+    """From just below the lowest curve to where the first epoch's descent no longer hides the differences."""
+    values = [entry[key] for record in records for entry in record["epochs"] for key in ("train_ppl", "valid_ppl")]
+    best = [record["valid_ppl"] for record in records if record["valid_ppl"]]
+    if not values or not best:
+        return None, None
+    return 0.92 * min([*values, floor or values[0]]), 1.9 * max(best)
