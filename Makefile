@@ -54,6 +54,10 @@ ptb: $(STAMP) ## compare the methods on the Penn Treebank: ours beside the paper
 wikitext2: $(STAMP) ## the same on WikiText-2
 	@$(PY) -m experiments wikitext2 $(NARROW)
 
+.PHONY: results
+results: $(STAMP) ## rewrite the README's tables and figures from the committed records
+	@$(PY) -m experiments readme
+
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -1,4 +1,4 @@
-"""`python -m experiments EXPERIMENT`: compare the methods, end with a table and a figure."""
+"""`python -m experiments EXPERIMENT`: compare the methods, end with a table and a figure; `readme` shows the records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import experiments  # noqa: F401
 from experiments.declared import EXPERIMENTS, Experiment
+from experiments.readme import update_readme
 from experiments.records import RESULTS, markdown, table
 from experiments.runner import RunsFailed, run_grid
 from noisin.cli import OneLineParser
@@ -25,7 +26,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 1 if a run failed, 2 for a user's mistake, 130."""
     arguments = _parser().parse_args(argv)
     try:
-        _compare(EXPERIMENTS[arguments.experiment], arguments)
+        if arguments.experiment == "readme":
+            update_readme()
+        else:
+            _compare(EXPERIMENTS[arguments.experiment], arguments)
     except UserError as error:
         print(f"experiments: error: {error}", file=sys.stderr)
         return 2
@@ -41,7 +45,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description=__doc__)
     listing = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
-    parser.add_argument("experiment", choices=list(EXPERIMENTS), help=listing)
+    listing += "; readme: rewrite the README's results from the committed records, and run nothing"
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme"], help=listing)
     parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"some of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument("--epochs", type=int, help="most epochs, for a short try; its records stay below runs/")

@@ -46,6 +46,7 @@ def table(experiment: Experiment, records: Sequence[Dict[str, Any]]) -> pd.DataF
             "method": record["method"],
             "gamma": " ".join(f"{gamma:.3f}" for gamma in record["gamma"]) or "-",
             "seed": record["seed"],
+            "dtype": record["dtype"],
             "best epoch": f"{record['best_epoch']} of {len(record['epochs'])}",
             "valid": _number(record["valid_ppl"]),
             "test clean": _number((record["test_ppl"] or {}).get("clean")),
