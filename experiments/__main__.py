@@ -1,4 +1,4 @@
-"""`python -m experiments EXPERIMENT`: compare the methods, end with a table and a figure; `readme` shows the records."""
+"""Compare the methods as the paper does, and end with a table and a figure: `python -m experiments EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-import experiments  # noqa: F401
 from experiments.declared import EXPERIMENTS, Experiment
 from experiments.readme import update_readme
 from experiments.records import RESULTS, markdown, table
 from experiments.runner import RunsFailed, run_grid
-from noisin.cli import OneLineParser
+from noisin.cli import OneLineParser, natural, positive
 from noisin.config import METHODS
 from noisin.data import load_corpus
 from noisin.device import find_device
@@ -47,30 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     listing = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
     listing += "; readme: rewrite the README's results from the committed records, and run nothing"
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme"], help=listing)
-    parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"some of {','.join(METHODS)} (default: all)")
+    parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
-    parser.add_argument("--epochs", type=int, help="most epochs, for a short try; its records stay below runs/")
+    parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")
-    parser.add_argument("--jobs", type=_jobs, default=1, help="runs side by side, sharing the cores (default: 1)")
-    parser.add_argument("--device", default="auto", help="cpu, gpu, gpu:N, or auto (default): a usable GPU, else the CPU")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, sharing the cores (default: 1)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
+    )
     return parser
 
 
 def _names(text: str) -> List[str]:
-    return [name for name in text.replace(",", " ").split()]
+    return text.replace(",", " ").split()
 
 
 def _numbers(text: str) -> List[int]:
-    try:
-        return [int(number) for number in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers, as 1,2,3") from None
-
-
-def _jobs(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 256")
-    return int(text)
+    return [natural(number) for number in _names(text)]
 
 
 def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
@@ -84,7 +76,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     records = run_grid(configs, RUNS / experiment.name, results, arguments.jobs, arguments.device)
     print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
     if corpus.floor is not None:
-        print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source itself, but for sampling error.")
+        print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")
     picture = (results if kept else RUNS / experiment.name) / "figure2.png"
     figure2(records, picture, experiment.title, corpus.floor)
     print(f"\nFigure: {picture}")

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from experiments.records import file_record, find_record, load_records
 from noisin.checkpoint import read_json, write_json
 from noisin.config import Config
-from noisin.errors import UserError
 
 
 class RunsFailed(Exception):
@@ -47,7 +46,8 @@ def run_grid(
     done = load_records(results)
     missing = [config for config in configs if find_record(done, config) is None]
     if len(missing) < len(configs):
-        print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record in {_short(results)}", flush=True)
+        here = os.path.relpath(results)
+        print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record in {here}", flush=True)
     processes = _Processes(runs, results, jobs, device)
     failed = []
     bar = tqdm(total=len(missing), desc="runs", unit="run", position=1 if jobs == 1 else 0, disable=None, leave=False)
@@ -113,16 +113,3 @@ class _Processes:
     def stop(self) -> None:
         """Start no more runs; those at work get the interruption from the terminal and end by themselves."""
         self._stopping.set()
-
-
-def prepare_directory(path: Path) -> Path:
-    """Make a folder, or say why not."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
-    return path
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path)

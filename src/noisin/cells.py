@@ -326,9 +326,7 @@ class VariationalDropoutCell(ModifierCell):
         if input_mask is not None:
             inputs = F.broadcast_mul(inputs, F.expand_dims(input_mask, axis=axis))
         with _unmodified(self.base_cell):
-            outputs, states = self.base_cell.unroll(
-                length, inputs, states, layout, True, recurrent_mask=recurrent_mask
-            )
+            outputs, states = self.base_cell.unroll(length, inputs, states, layout, True, recurrent_mask=recurrent_mask)
         if output_mask is not None:
             outputs = F.broadcast_mul(outputs, F.expand_dims(output_mask, axis=axis))
         return _format_sequence(length, outputs, layout, merge_outputs)[0], states + masks

@@ -22,7 +22,7 @@ from noisin.errors import UserError
 from noisin.sampling import sample_words
 from noisin.training import initial_model, make_evaluator, train
 
-EPILOG = "A mistake of yours ends with one line on stderr and status 2; a run that is interrupted goes on when repeated."
+EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -78,16 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
     )
-    evaluate.add_argument("--samples", type=_positive, help="trajectories of the noise (default: the run's eval_samples)")
-    evaluate.add_argument("--seed", type=_natural, default=0, help="of the noise (default: 0)")
+    evaluate.add_argument("--samples", type=positive, help="trajectories of the noise (default: the run's)")
+    evaluate.add_argument("--seed", type=natural, default=0, help="of the noise (default: 0)")
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="write text from a trained model", epilog=EPILOG)
     _add_run(sample)
-    sample.add_argument("--words", type=_positive, default=100, help="how many (default: 100)")
+    sample.add_argument("--words", type=positive, default=100, help="how many (default: 100)")
     sample.add_argument("--prompt", default="", help="words to begin with (default: the beginning of a sentence)")
     sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
-    sample.add_argument("--seed", type=_natural, default=0, help="another seed, another text (default: 0)")
+    sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
     sample.set_defaults(command=_sample)
     return parser
 
@@ -99,7 +99,9 @@ def _add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, gpu, gpu:N, or auto (default): a usable GPU, else the CPU")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -112,10 +114,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """An argument for each field of Config, explained by its metadata."""
     groups: Dict[str, Any] = {}
+    defaults = Config()
     for entry in dataclasses.fields(Config):
         name = entry.metadata["group"]
         groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
-        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()
         groups[name].add_argument(
             f"--{entry.name.replace('_', '-')}",
             type=_PARSERS.get(str(entry.type), str),
@@ -123,7 +125,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             metavar=None if entry.metadata["choices"] else _METAVARS.get(str(entry.type), "TEXT"),
             # Not the default itself: what is not given comes from --config, or else from Config.
             default=argparse.SUPPRESS,
-            help=f"{entry.metadata['help']} (default: {_show(default)})",
+            help=f"{entry.metadata['help']} (default: {_show(getattr(defaults, entry.name))})",
         )
 
 
@@ -133,14 +135,16 @@ def _show(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _positive(text: str) -> int:
-    number = _natural(text)
+def positive(text: str) -> int:
+    """An argument's type: a whole number of at least 1."""
+    number = natural(text)
     if number == 0:
         raise argparse.ArgumentTypeError("0 is not a positive whole number")
     return number
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """An argument's type: a whole number of at least 0."""
     if not text.isdigit() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 999999999")
     return int(text)
@@ -165,9 +169,7 @@ _METAVARS = {"int": "N", "float": "X", "List[float]": "X[,X...]", "Dict[str, flo
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    corpora = [
-        load_corpus(name, arguments.data_dir, download=not arguments.no_download) for name in arguments.corpora
-    ]
+    corpora = [load_corpus(name, arguments.data_dir, download=not arguments.no_download) for name in arguments.corpora]
     print(table1(corpora))
 
 
@@ -183,7 +185,6 @@ def _train(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     corpus = config_corpus(config, arguments.data_dir)
     directory = arguments.run_dir or Path("runs") / config.name
-    print(f"run {directory}", file=sys.stderr)
     train(config, directory, corpus, device, report=_report, progress=not arguments.quiet)
 
 

@@ -62,7 +62,10 @@ class Config:
     init_scale: float = option(0.1, "half-width of the other weights' uniform start", low=0, high=10)
     forget_bias: float = option(0.0, "initial bias of the LSTM's forget gate", low=-100, high=100)
     noise: str = option(
-        "gaussian", "noise family of noisin and noisin* (paper: gaussian)", choices=tuple(sorted(FAMILIES)), group="noise"
+        "gaussian",
+        "noise family of noisin and noisin* (paper: gaussian)",
+        choices=tuple(sorted(FAMILIES)),
+        group="noise",
     )
     noise_parameters: Dict[str, float] = option({}, "the family's own, as k=2 or a=2,b=3", group="noise")
     noise_mode: str = option(
@@ -75,7 +78,11 @@ class Config:
         0.1, "what a learned gamma never falls below (paper: 0.1)", low=0, high=1e3, group="noise"
     )
     input_gamma: float = option(
-        0.0, "spread of noise on the embedding too; 0: none (paper: names it, reports none)", low=0, high=1e3, group="noise"
+        0.0,
+        "spread of noise on the embedding too; 0: none (paper: names it, reports none)",
+        low=0,
+        high=1e3,
+        group="noise",
     )
     dropout_inputs: float = option(0.2, "variational dropout on each layer's inputs", low=0, high=0.99, group="dropout")
     dropout_states: float = option(0.2, "... on its recurrent state", low=0, high=0.99, group="dropout")
@@ -86,12 +93,19 @@ class Config:
         "adam", "(paper: adam on PTB, sgd on WikiText-2)", choices=("adam", "sgd"), group="training"
     )
     learning_rate: float = option(0.001, "(paper: 0.001 for adam, 1 for sgd)", low=0, high=1e3, group="training")
-    decay: float = option(1.0, "learning rate's factor each epoch after decay_after (paper: 0.5 with sgd)",
-                          low=1e-6, high=1, group="training")
+    decay: float = option(
+        1.0,
+        "learning rate's factor each epoch after decay_after (paper: 0.5 with sgd)",
+        low=1e-6,
+        high=1,
+        group="training",
+    )
     decay_after: int = option(4, "epochs at the initial learning rate (paper: 4 with sgd)", low=0, group="training")
     clip: float = option(5.0, "largest global norm of the gradient (paper: 5)", low=1e-9, high=1e9, group="training")
     batch_size: int = option(32, "sequences side by side (paper: 32 on WikiText-2)", low=1, high=1e5, group="training")
-    unroll: int = option(35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training")
+    unroll: int = option(
+        35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
+    )
     samples: int = option(1, "S, trajectories of the noise in training (paper: 1)", low=1, high=1000, group="training")
     epochs: int = option(40, "most epochs to train", low=1, high=1e6, group="training")
     patience: int = option(
@@ -103,7 +117,10 @@ class Config:
     )
     eval_batch_size: int = option(10, "columns a split is cut into for evaluation", low=1, high=1e5, group="evaluation")
     eval_samples: int = option(
-        10, "S of the bound and averaged test perplexities (paper: averages, S not stated)", low=1, high=1000,
+        10,
+        "S of the bound and averaged test perplexities (paper: averages, S not stated)",
+        low=1,
+        high=1000,
         group="evaluation",
     )
 

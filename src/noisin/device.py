@@ -48,5 +48,5 @@ def _why_unusable(index: int) -> str:
         mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
     except mx.MXNetError as error:
         reason = next((line for line in str(error).splitlines() if "rror" in line), "unknown reason").strip()
-        return f"the first computation on it failed ({reason[:160]}); MXNet's wheels serve compute capability 5.0 to 8.9"
+        return f"its first computation failed ({reason[:160]}); MXNet's wheels serve compute capability 5.0 to 8.9"
     return ""

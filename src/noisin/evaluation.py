@@ -80,8 +80,14 @@ class Evaluator:
         eos, batch_size, unroll = self._shape
         totals = np.zeros(2)  # in float64: of the bound and of the averaged log-likelihood
         states = objective.begin_state(batch_size, self._device)
-        with tqdm(total=len(tokens), unit=" words", unit_scale=True, desc="evaluating", leave=False,
-                  disable=None if self._progress else True) as bar:
+        with tqdm(
+            total=len(tokens),
+            unit=" words",
+            unit_scale=True,
+            desc="evaluating",
+            leave=False,
+            disable=None if self._progress else True,
+        ) as bar:
             for inputs, targets, weights in evaluation_batches(tokens, eos, batch_size, unroll):
                 states = self._model.begin_sequence(states)
                 inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))

@@ -19,12 +19,15 @@ STYLES = {
     "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
 }
-LABELS = {"none": "deterministic", "dropout": "variational dropout", "noisin": "NOISIN", "noisin*": "NOISIN* (learned γ)"}
+LABELS = {
+    "none": "deterministic",
+    "dropout": "variational dropout",
+    "noisin": "NOISIN",
+    "noisin*": "NOISIN* (learned γ)",
+}
 
 
-def figure2(
-    records: Sequence[Mapping[str, Any]], path: Path, title: str = "", floor: Optional[float] = None
-) -> None:
+def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", floor: Optional[float] = None) -> None:
     """Draw Figure 2 of the paper: validation (left) and training (right) perplexity against the epoch.
 
     Parameters
@@ -54,7 +57,8 @@ def figure2(
     for axes in (validation, training):
         if floor is not None:
             axes.axhline(floor, color="#777777", linewidth=1)
-            axes.annotate(f"floor {floor:.2f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+            place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
     training.legend(frameon=False)
     figure.suptitle(title)
     buffer = io.BytesIO()
@@ -76,6 +80,7 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.set_yscale("log")
+    axes.set_xlim(left=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:g}")

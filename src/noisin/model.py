@@ -107,9 +107,7 @@ class LanguageModel(HybridBlock):
         # A step is an unroll of length one, whose weights come from the parameters themselves.
         return self.unroll(1, F.expand_dims(tokens, axis=0), states)
 
-    def unroll(
-        self, length: int, tokens: Any, states: List[Any], dtype: str = "float32"
-    ) -> Tuple[Any, List[Any]]:
+    def unroll(self, length: int, tokens: Any, states: List[Any], dtype: str = "float32") -> Tuple[Any, List[Any]]:
         """Predict the word after each of `length` words.
 
         Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+from typing import Iterator, List, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -42,15 +42,21 @@ def sample_words(
     device = device or mx.cpu()
     random = np.random.RandomState(seed)
     states = model.begin_state(1, device)
-    logits = None
-    pending = list(prompt)
+    for token in prompt[:-1]:
+        _, states = _step(model, token, states, device)
+    token = prompt[-1]
     while True:
-        with autograd.predict_mode():
-            for token in pending:
-                logits, states = model(mx.nd.array([token], ctx=device), states)
-        token = _draw(logits.asnumpy()[0].astype(np.float64), temperature, random)
+        logits, states = _step(model, token, states, device)
+        token = _draw(logits, temperature, random)
         yield token
-        pending = [token]
+
+
+def _step(
+    model: LanguageModel, token: int, states: List[mx.nd.NDArray], device: mx.Context
+) -> Tuple[np.ndarray, List[mx.nd.NDArray]]:
+    with autograd.predict_mode():
+        logits, states = model(mx.nd.array([token], ctx=device), states)
+    return logits.asnumpy()[0].astype(np.float64), states
 
 
 def _draw(logits: np.ndarray, temperature: float, random: np.random.RandomState) -> int:

@@ -67,8 +67,11 @@ def train(
     """
     directory = RunDirectory(run_directory)
     directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
+    report(f"run {directory.path}")
     if directory.record_path.exists():
-        return read_json(directory.record_path)
+        record = read_json(directory.record_path)
+        report(f"already {_summary_line(record)}")
+        return record
     return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
 
 
@@ -119,7 +122,7 @@ class _Run:
         self.progress = directory.load() or Progress(started=_now())
         if self.progress.epochs:
             directory.restore(self.model, self.trainer, self.progress)
-            report(f"going on after epoch {len(self.progress.epochs)} of {directory.path}")
+            report(f"going on after epoch {len(self.progress.epochs)}")
 
     def train(self) -> Dict[str, Any]:
         while self.progress.status == "running":

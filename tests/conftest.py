@@ -1,0 +1,57 @@
+"""What all tests share: where the real corpora are, a cache of their own, and a seed that can be replayed."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import noisin  # noqa: F401  (before mxnet: it sets the number of threads)
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+if SHARED_DATA.is_dir():
+    os.environ.setdefault("NOISIN_DATA", str(SHARED_DATA))
+
+# Examples follow from the test alone: a failure seen once is seen again.
+settings.register_profile("noisin", deadline=None, derandomize=True)
+settings.load_profile("noisin")
+
+
+def _seed(item: pytest.Item) -> int:
+    """Return the number a test is seeded with: NOISIN_TEST_SEED, or one that depends on its name alone."""
+    return int(os.environ.get("NOISIN_TEST_SEED") or zlib.crc32(item.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seed Python, numpy and mxnet before every test; the value is the seed."""
+    import mxnet as mx
+
+    number = _seed(request.node)
+    random.seed(number)
+    np.random.seed(number)
+    mx.random.seed(number % 2**31)  # mxnet takes a signed 32-bit integer
+    return number
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Print the seed of a test that failed."""
+    report = (yield).get_result()  # type: ignore[attr-defined]
+    if report.failed:
+        report.sections.append(("seed", f"NOISIN_TEST_SEED={_seed(item)} replays this test"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the tests, and the commands they run, out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOISIN_CACHE", str(folder))
+        yield folder

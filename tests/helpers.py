@@ -1,0 +1,235 @@
+"""What the tests of noise, cells, model and objective share."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd
+from mxnet.gluon import HybridBlock
+
+from noisin.cells import make_cells
+from noisin.config import Config
+from noisin.model import make_model
+from noisin.noise import Noise, make_family
+
+CELLS = [("rnn", "tanh"), ("rnn", "sigmoid"), ("rnn", "relu"), ("lstm", None), ("gru", None)]
+# How a graph is run: None is imperatively, otherwise the arguments of `hybridize`.
+GRAPHS = [None, {}, {"static_alloc": True}, {"static_alloc": True, "static_shape": True}]
+RATES = {"inputs": 0.3, "states": 0.4, "outputs": 0.5}
+METHODS = {
+    "none": {},
+    "dropout": {"dropout": RATES},
+    "additive": {"mode": "additive"},
+    "multiplicative": {"mode": "multiplicative"},
+    "learned additive": {"mode": "additive", "learned": True},
+    "learned multiplicative": {"mode": "multiplicative", "learned": True},
+}
+
+
+def make_noise(name="gaussian", gamma=0.5, mode="additive", hybrid=None, parameters=None, **options):
+    """An initialised Noise."""
+    noise = Noise(make_family(name, **(parameters or {})), gamma, mode, **options)
+    noise.initialize()
+    if hybrid is not None:
+        noise.hybridize(**hybrid)
+    return noise
+
+
+def make_stack(cell, activation=None, method="none", layers=2, inputs=3, hidden=5, gamma=0.5):
+    """An initialised stack of cells; whatever the method, its weights are the same and no bias is zero."""
+    options = dict(METHODS[method])
+    if "mode" in options:
+        family = make_family("gaussian")
+        options = {"noises": [Noise(family, gamma, prefix=f"l{n}_noise_", **options) for n in range(layers)]}
+    stack = make_cells(cell, hidden, layers, inputs, activation, prefix="cells_", **options)
+    stack.initialize()
+    set_weights(stack)
+    return stack
+
+
+def make_language_model(vocabulary_size=7, **options):
+    """An initialised model of the configuration; whatever the method, its weights are the same and no bias is zero."""
+    small = {"cell": "rnn", "activation": "sigmoid", "layers": 2, "hidden": 5, "embedding": 4, "gamma": [0.5]}
+    model = make_model(Config(**{**small, **options}), vocabulary_size)
+    model.initialize()
+    set_weights(model)
+    return model
+
+
+def set_weights(block, scale=0.7):
+    """Give every weight and bias values that depend on its name alone."""
+    names = sorted(name for name in block.collect_params() if name.endswith(("weight", "bias")))
+    random = np.random.RandomState(3)
+    for name in names:
+        parameter = block.collect_params()[name]
+        parameter.set_data(mx.nd.array(random.uniform(-scale, scale, parameter.shape)))
+
+
+def freeze(noise, eps):
+    """Let a Noise, run imperatively, take its draws from the array `eps`, element after element, and nowhere else."""
+    noise.family = Frozen(eps)
+
+
+class Frozen:
+    """A stand-in for a family whose draws are given: one unroll and as many steps then see the same noise."""
+
+    def __init__(self, eps):
+        self._eps = mx.nd.array(np.ravel(eps))
+        self._used = 0
+
+    def sample(self, F, like):
+        start, self._used = self._used, self._used + like.size
+        return self._eps[start : self._used].reshape(like.shape)
+
+    def left(self):
+        return self._eps.size - self._used
+
+
+class Unrolled(HybridBlock):
+    """(inputs, states) -> (outputs, states) by the cell's `unroll`."""
+
+    def __init__(self, cell, length, layout="TNC", merge_outputs=True):
+        super().__init__()
+        self.cell = cell
+        self._arguments = {"layout": layout, "merge_outputs": merge_outputs}
+        self._length = length
+
+    def hybrid_forward(self, F, inputs, states):
+        return self.cell.unroll(self._length, inputs, states, **self._arguments)
+
+
+class Predictions(Unrolled):
+    """(tokens, states) -> (logits, states) by the language model's `unroll`."""
+
+    def hybrid_forward(self, F, inputs, states):
+        return self.cell.unroll(self._length, inputs, states)
+
+
+class Stepped(HybridBlock):
+    """(inputs, states) -> (outputs, states) by one call of the cell for each step; time first, outputs merged."""
+
+    def __init__(self, cell, length):
+        super().__init__()
+        self.cell = cell
+        self._length = length
+
+    def hybrid_forward(self, F, inputs, states):
+        outputs = []
+        for step in range(self._length):
+            one = F.slice_axis(inputs, axis=0, begin=step, end=step + 1)
+            output, states = self.cell(F.squeeze(one, axis=0), states)
+            outputs.append(output)
+        return F.stack(*outputs, axis=0), states
+
+
+def random_states(cell, batch_size, dtype="float32"):
+    """States that are not zero; masks as the cell draws them."""
+    states = cell.begin_state(batch_size=batch_size)
+    masks = [bool(state.asnumpy().any()) for state in states]
+    return [
+        (state if mask else mx.nd.random.uniform(-0.8, 0.8, shape=state.shape)).astype(dtype)
+        for state, mask in zip(states, masks)
+    ]
+
+
+def named_inputs(inputs, states, constants):
+    """What a block reads, by name, with gradients attached; without what `constants` names (tokens have none)."""
+    arrays = {"inputs": inputs, **{f"state {n}": state for n, state in enumerate(states)}}
+    arrays = {name: array for name, array in arrays.items() if name not in constants}
+    for array in arrays.values():
+        array.attach_grad()
+    return arrays
+
+
+def forward_backward(block, inputs, states, seed=7, constants=()):
+    """Outputs, next states, and the gradients of a weighted sum of them all, by name."""
+    arrays = named_inputs(inputs, states, constants)
+    mx.random.seed(seed)
+    with autograd.record():
+        outputs, next_states = block(inputs, states)
+        loss = weighted_sum([outputs, *next_states])
+    loss.backward()
+    found = {"outputs": outputs, **{f"state {n}": state for n, state in enumerate(next_states)}}
+    found.update({f"gradient of {name}": array.grad for name, array in arrays.items()})
+    for name, parameter in block.collect_params().items():
+        if parameter.grad_req != "null":
+            found[f"gradient of {name}"] = parameter.grad()
+    return {name: array.asnumpy() for name, array in found.items()}
+
+
+def weighted_sum(arrays):
+    """A sum in which every element has a weight of its own."""
+    total = 0
+    for n, array in enumerate(arrays):
+        weights = np.cos(1.7 * np.arange(array.size) + n).reshape(array.shape)
+        total = total + (array * mx.nd.array(weights, dtype=array.dtype)).sum()
+    return total
+
+
+def assert_same(found, expected, rtol=1e-4, atol=1e-5):
+    """Two results of `forward_backward` agree, entry by entry."""
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=rtol, atol=atol, err_msg=name)
+
+
+def assert_gradients_match_finite_differences(block, inputs, states, step=1e-5, seed=7, constants=()):
+    """In float64, with the noise frozen by reseeding, along a random direction of every array that has a gradient.
+
+    A direction with a component along each element sees an error in any of them; central differences of this step are
+    right to about 1e-9. `constants` as in `named_inputs`.
+    """
+    arrays = named_inputs(inputs, states, constants)
+    arrays.update({n: p.data() for n, p in block.collect_params().items() if p.grad_req != "null"})
+
+    def loss():
+        mx.random.seed(seed)
+        with autograd.record():
+            outputs, next_states = block(inputs, states)
+            return weighted_sum([outputs, *next_states])
+
+    loss().backward()
+    gradients = {name: array.grad.asnumpy().copy() for name, array in arrays.items()}
+    for name, array in arrays.items():
+        assert array.dtype == np.float64, name
+        centre, direction = array.asnumpy().copy(), np.random.standard_normal(array.shape)
+        array[:] = centre + step * direction
+        above = loss().asscalar()
+        array[:] = centre - step * direction
+        below = loss().asscalar()
+        array[:] = centre
+        expected = (above - below) / (2 * step)
+        found = (gradients[name] * direction).sum()
+        assert abs(found - expected) < 1e-6 * (1 + abs(expected)), f"{name}: {found} is not {expected}"
+        assert np.abs(gradients[name]).max() > 0, f"{name} has no gradient"
+
+
+def numpy_unroll(cell, activation, weights, inputs, states, masks=(1, 1, 1), deviations=None, mode="additive"):
+    """One layer's forward pass written from its equations: outputs (T, B, H) and final states.
+
+    `weights` is (i2h_weight, i2h_bias, h2h_weight, h2h_bias), `deviations` gamma * eps of each step (T, B, H).
+    """
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    f = {"tanh": np.tanh, "sigmoid": sigmoid, "relu": lambda x: np.maximum(x, 0), None: None}[activation]
+    U, b, W, c = weights
+    z, memory = states[0], states[-1]
+    outputs = []
+    for step, x in enumerate(inputs):
+        projected, recurrent = (masks[0] * x) @ U.T + b, (masks[1] * z) @ W.T + c
+        if cell == "rnn":
+            h = f(projected + recurrent)
+        elif cell == "lstm":
+            i, forget, g, o = np.split(projected + recurrent, 4, axis=1)
+            memory = sigmoid(forget) * memory + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(memory)
+        else:
+            (pr, pu, pn), (rr, ru, rn) = np.split(projected, 3, axis=1), np.split(recurrent, 3, axis=1)
+            update = sigmoid(pu + ru)
+            h = (1 - update) * np.tanh(pn + sigmoid(pr + rr) * rn) + update * z
+        if deviations is not None:
+            h = h + deviations[step] if mode == "additive" else h * (1 + deviations[step])
+        z = h
+        outputs.append(masks[2] * z)
+    return np.stack(outputs), [z, memory] if cell == "lstm" else [z]

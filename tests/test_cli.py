@@ -1,0 +1,209 @@
+"""The command `noisin` as a user meets it, on good and bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from noisin.cli import main
+from noisin.config import Config
+
+QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
+
+
+def refused(capsys, *arguments):
+    """Run the command, which must fail as a user's mistake does, and return the one line it says."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.count("\n") == 1 and "error: " in captured.err, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ("", "COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("train --gama 1", "unrecognized arguments: --gama"),
+        ("train --hidden 0", "hidden is 0: it must be from 1"),
+        ("train --hidden many", "--hidden: invalid int value: 'many'"),
+        ("train --hidden nan", "--hidden"),
+        ("train --learning-rate nan", "learning_rate is nan: it must be from 0"),
+        ("train --dropout-states 1", "dropout_states is 1.0: it must be from 0 to 0.99"),
+        ("train --method noise", "invalid choice: 'noise'"),
+        ("train --noise cauchy", "invalid choice: 'cauchy'"),
+        ("train --noise gamma --noise-parameters k=-1", "k of noise family 'gamma' is -1.0"),
+        ("train --noise gamma --noise-parameters j=1", "has no parameter 'j' (it has: k)"),
+        ("train --noise-parameters k", "'k' is not names with numbers"),
+        ("train --gamma 0.1,x", "'0.1,x' is not numbers"),
+        ("train --gamma 0.1,0.2", "gamma has 2 values for 1 layers"),
+        ("train --gamma -1", "gamma is [-1.0]: it must be from 0"),
+        ("train --method noisin* --gamma 0.1", "must start above its bound"),
+        ("train --device tpu", "device is 'tpu'"),
+        ("train --device gpu", "gpu:0 cannot be used"),
+        ("train --corpus nowhere.txt", "nowhere.txt"),
+        ("train --config nowhere.json", "nowhere.json"),
+        ("evaluate nowhere", "nowhere holds no run"),
+        ("sample nowhere", "nowhere holds no run"),
+        ("sample nowhere --words 0", "0 is not a positive whole number"),
+        ("data", "CORPUS"),
+        ("data nowhere", "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_wrong(capsys, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *arguments.split())
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"hiden": 3}', "unknown option 'hiden'"),
+        ('{"hidden": "3"}', "hidden is '3': it must be a whole number"),
+        ('{"hidden": true}', "hidden is True: it must be a whole number"),
+        ('{"gamma": 0.1}', "gamma is 0.1: it must be one or more numbers"),
+        ('{"gamma": []}', "gamma is []: it must be one or more numbers"),
+        ('{"noise_parameters": [1]}', "noise_parameters is [1]"),
+        ('{"corpus": 3}', "corpus is 3: it must be text"),
+        ('{"activation": null}', "activation is missing"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_bad_configuration_file_is_refused_in_one_line(capsys, tmp_path, content, says):
+    path = tmp_path / "options.json"
+    path.write_text(content)
+    assert says in refused(capsys, "train", "--config", str(path))
+
+
+def test_options_of_the_command_line_go_before_those_of_the_file(capsys, tmp_path):
+    (tmp_path / "options.json").write_text(json.dumps({"hidden": 6, "epochs": 1, "seed": 4}))
+    status = main(
+        [
+            "train",
+            "--config",
+            str(tmp_path / "options.json"),
+            "--seed",
+            "5",
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--quiet",
+        ]
+    )
+    assert status == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["hidden"], config["seed"], config["batch_size"]) == (6, 5, Config().batch_size)
+
+
+def test_train_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for entry in dataclasses.fields(Config):
+        assert f"--{entry.name.replace('_', '-')}" in text
+        assert " ".join(entry.metadata["help"].split()) in text
+    assert text.count("(default: ") >= len(dataclasses.fields(Config))
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory):
+    """A run on a text of one's own: its folder, with text.txt and run/."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "text.txt").write_text("one two three four\nfive six seven\n" * 400, encoding="utf-8")
+    status = main(
+        ["train", "--corpus", str(folder / "text.txt"), "--run-dir", str(folder / "run"), "--method", "noisin"]
+        + [
+            "--hidden",
+            "16",
+            "--epochs",
+            "8",
+            "--learning-rate",
+            "0.03",
+            "--batch-size",
+            "8",
+            "--unroll",
+            "10",
+            "--quiet",
+        ]
+    )
+    assert status == 0
+    return folder
+
+
+def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
+    assert main(["evaluate", str(own_run / "run"), "--split", "test"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = json.loads((own_run / "run" / "record.json").read_text())
+    assert printed["clean"] == pytest.approx(record["test_ppl"]["clean"], rel=1e-6)
+    assert printed["bound"] >= printed["averaged"] > 1
+    assert printed["samples"] == record["test_ppl"]["samples"]
+
+
+def test_sample_writes_what_the_model_has_learned(own_run, capsys):
+    assert main(["sample", str(own_run / "run"), "--temperature", "0", "--words", "8", "--prompt", "one two"]) == 0
+    # After "seven" or "four" either line may begin.
+    assert capsys.readouterr().out.startswith("one two three four\n")
+
+
+def test_sample_repeats_by_seed_and_differs_by_seed(own_run, capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main(["sample", str(own_run / "run"), "--temperature", "3", "--words", "60", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_sample_says_which_words_it_does_not_know(own_run, capsys):
+    assert main(["sample", str(own_run / "run"), "--words", "1", "--prompt", "one zebra"]) == 0
+    captured = capsys.readouterr()
+    assert "read as <unk>: zebra" in captured.err and captured.out.startswith("one zebra ")
+
+
+def test_a_run_whose_text_has_changed_is_refused(own_run, capsys, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("one two three\n" * 50)
+    assert "trained on another text" in refused(capsys, "evaluate", str(own_run / "run"), "--corpus", str(other))
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes((own_run / "text.txt").read_bytes())
+    assert main(["evaluate", str(own_run / "run"), "--corpus", str(moved), "--samples", "1"]) == 0
+
+
+def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--method", "noisin*", "--gamma", "0.2", *QUICK]) == 0
+    config = Config(method="noisin*", gamma=[0.2], hidden=8, epochs=1)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.name]
+    assert config.name.startswith("rnn-sigmoid-1x8-noisin-learned-seed1-")
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1].startswith("finished: best epoch 1, valid ")
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot make the run directory" in refused(
+        capsys, "train", "--run-dir", str(tmp_path / "file" / "run"), *QUICK
+    )
+
+
+def test_python_m_noisin_is_the_command():
+    for command in ([sys.executable, "-m", "noisin"], [os.path.join(os.path.dirname(sys.executable), "noisin")]):
+        result = subprocess.run([*command, "train", "--hidden", "0"], capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stderr == "noisin: error: in the command line, hidden is 0: it must be from 1 to 100000\n"
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m noisin data synthetic | true"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

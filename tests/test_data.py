@@ -1,0 +1,705 @@
+"""Corpora: files and their errors, download, cache, Table 1, batches, the synthetic source."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import hashlib
+import http.server
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noisin import data, synthetic
+from noisin.errors import UserError
+
+# A made-up corpus with an empty line in every split; "wug" is unseen in training.
+TEXT = {
+    "train": b"dax dax <unk> blick\n\n zorp\tdax zorp \n",
+    "valid": b"dax wug\n\n",
+    "test": b"\nzorp blick",
+}
+TOKENS = {
+    "train": ["dax", "dax", "<unk>", "blick", "<eos>", "<eos>", "zorp", "dax", "zorp", "<eos>"],
+    "valid": ["dax", "<unk>", "<eos>", "<eos>"],
+    "test": ["<eos>", "zorp", "blick", "<eos>"],
+}
+
+
+def write_folder(folder: Path, text: Dict[str, bytes] = TEXT, pattern: str = "{split}.txt") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, content in text.items():
+        (folder / pattern.format(split=split)).write_bytes(content)
+    return folder
+
+
+def words(corpus: data.Corpus) -> Dict[str, List[str]]:
+    return {split: [corpus.vocabulary.idx_to_token[i] for i in getattr(corpus, split)] for split in data.SPLITS}
+
+
+def fails(name: str, **arguments: object) -> str:
+    """Load what must be refused, and return the message, which is one line."""
+    with pytest.raises(UserError) as caught:
+        data.load_corpus(name, **arguments)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, a cache of its own, no corpora and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NOISIN_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(data, "BACKOFF", 0.0)
+    return tmp_path
+
+
+@pytest.fixture
+def fake_ptb(alone: Path, monkeypatch: pytest.MonkeyPatch) -> data.PublishedCorpus:
+    """The made-up corpus in the place of the Penn Treebank, to be downloaded from nowhere."""
+    published = dataclasses.replace(
+        data.PUBLISHED["ptb"],
+        sizes={split: len(content) for split, content in TEXT.items()},
+        sha256={split: hashlib.sha256(content).hexdigest() for split, content in TEXT.items()},
+        sources=(),
+    )
+    monkeypatch.setitem(data.PUBLISHED, "ptb", published)
+    return published
+
+
+# --------------------------------------------------------------------------------------------------- the real files
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, data.Corpus]:
+    folder = os.environ.get("NOISIN_DATA", "data")
+    if not all(path.exists() for p in data.PUBLISHED.values() for path in p.files(Path(folder)).values()):
+        pytest.skip(f"the real corpora are not in {folder} (set NOISIN_DATA)")
+    return {name: data.load_corpus(name, download=False) for name in data.PUBLISHED}
+
+
+def test_table1_of_the_real_files(real: Dict[str, data.Corpus]) -> None:
+    ptb, wikitext = data.statistics(real["ptb"]), data.statistics(real["wikitext-2"])
+    assert ptb["tokens"] == {"train": 929_589, "valid": 73_760, "test": 82_430}
+    assert wikitext["tokens"] == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+    assert (ptb["vocabulary"], wikitext["vocabulary"]) == (10_000, 33_278)
+    assert (round(ptb["unknown_rate"], 3), round(wikitext["unknown_rate"], 3)) == (0.048, 0.026)
+    table = data.table1(list(real.values()))
+    for number in ("929,589", "929,590", "82,431", "33,278", "4.8%", "2.6%"):
+        assert number in table
+    assert "one more token" in table
+
+
+def test_ptb_comes_from_the_cache_in_well_under_a_second(real: Dict[str, data.Corpus]) -> None:
+    start = time.perf_counter()
+    again = data.load_corpus("ptb", download=False)
+    assert time.perf_counter() - start < 0.5
+    assert again.vocabulary.idx_to_token == real["ptb"].vocabulary.idx_to_token
+    assert all(np.array_equal(getattr(again, split), getattr(real["ptb"], split)) for split in data.SPLITS)
+
+
+# ---------------------------------------------------------------------------------------------- own text, vocabulary
+
+
+def test_own_folder(alone: Path) -> None:
+    corpus = data.load_corpus(str(write_folder(alone / "mine")))
+    assert words(corpus) == TOKENS
+    assert corpus.vocabulary.idx_to_token == ["<unk>", "<eos>", "dax", "zorp", "blick"]
+    assert (corpus.vocabulary.eos_token, corpus.vocabulary.unknown_token) == ("<eos>", "<unk>")
+    assert corpus.vocabulary.padding_token is None and corpus.vocabulary.bos_token is None
+    assert corpus.name == "mine" and corpus.floor is None
+    assert all(getattr(corpus, split).dtype == np.int32 for split in data.SPLITS)
+    assert data.statistics(corpus)["unknown_rate"] == 0.1
+
+
+def test_own_file_is_split_by_lines(alone: Path) -> None:
+    lines = [f"w{i} \u00e9" for i in range(20)]
+    (alone / "mine.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    corpus = data.load_corpus("mine.txt")
+    assert [len(getattr(corpus, split)) for split in data.SPLITS] == [48, 6, 6]
+    assert words(corpus)["train"][:3] == ["w0", "\u00e9", "<eos>"], "the byte-order mark belongs to no word"
+    assert words(corpus)["test"] == ["<unk>", "\u00e9", "<eos>"] * 2
+
+
+def test_own_text_is_not_taken_for_a_published_corpus(alone: Path) -> None:
+    corpus = data.load_corpus(str(write_folder(alone / "ptb")))
+    assert corpus.name == "own-ptb" and "paper" not in data.table1([corpus])
+
+
+def test_max_vocabulary_counts_all_types(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    assert data.load_corpus(folder, max_vocabulary=3).vocabulary.idx_to_token == ["<unk>", "<eos>", "dax"]
+    assert len(data.load_corpus(folder).vocabulary) == 5, "the cache must not mix vocabularies up"
+    assert "at least 3" in fails(folder, max_vocabulary=2)
+    assert "published vocabulary" in fails("ptb", max_vocabulary=100)
+    assert "published vocabulary" in fails("synthetic", max_vocabulary=100)
+
+
+def test_default_vocabulary_is_bounded(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "OWN_VOCABULARY", 4)
+    assert len(data.load_corpus(str(write_folder(alone / "mine"))).vocabulary) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_unknown_name(alone: Path) -> None:
+    message = fails("ptbb")
+    assert "ptbb" in message and "wikitext-2" in message and "train.txt" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n\n"])
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_empty_split(alone: Path, split: str, content: bytes) -> None:
+    message = fails(str(write_folder(alone / "mine", {**TEXT, split: content})))
+    assert f"{split}.txt" in message and "empty" in message and "fill" in message
+
+
+def test_file_too_short_to_split(alone: Path) -> None:
+    (alone / "short.txt").write_bytes(b"one line\n")
+    message = fails("short.txt")
+    assert "short.txt" in message and "ten lines" in message
+
+
+def test_invalid_utf8(alone: Path) -> None:
+    message = fails(str(write_folder(alone / "mine", {**TEXT, "valid": b"dax\ndax \xff wug\n"})))
+    assert "valid.txt" in message and "line 2" in message and "UTF-8" in message
+
+
+def test_missing_split(alone: Path) -> None:
+    folder = write_folder(alone / "mine")
+    (folder / "test.txt").unlink()
+    message = fails(str(folder))
+    assert "test.txt" in message and "missing" in message
+
+
+def test_directory_instead_of_a_file(alone: Path) -> None:
+    folder = write_folder(alone / "mine")
+    (folder / "test.txt").unlink()
+    (folder / "test.txt").mkdir()
+    message = fails(str(folder))
+    assert "test.txt" in message and "directory" in message
+
+
+def test_pipe_instead_of_a_file(alone: Path) -> None:
+    folder = write_folder(alone / "mine")
+    (folder / "test.txt").unlink()
+    os.mkfifo(folder / "test.txt")
+    assert "not a regular file" in fails(str(folder))
+
+
+def test_unreadable_file(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(alone / "mine")
+    (folder / "train.txt").chmod(0)
+    if os.geteuid() == 0:  # root reads everything
+
+        def refuse(path: Path) -> bytes:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    message = fails(str(folder))
+    assert "train.txt" in message and "Permission denied" in message and "readable" in message
+
+
+# ----------------------------------------------------------------------------------- published corpora, search order
+
+
+def test_search_order(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(root: str) -> Path:
+        return write_folder(alone / root / "ptb", pattern=fake_ptb.file)
+
+    def bad(root: str) -> None:
+        (place(root) / "ptb.test.txt").write_bytes(b"not the file")
+
+    place("data")
+    assert words(data.load_corpus("ptb")) == TOKENS
+    monkeypatch.setenv("NOISIN_DATA", str(alone / "environment"))
+    assert words(data.load_corpus("ptb")) == TOKENS, "a folder without the corpus is passed over"
+    assert words(data.load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS
+    bad("environment")
+    assert "environment/ptb/ptb.test.txt" in fails("ptb"), "a folder with the corpus is not"
+    place("argument")
+    assert words(data.load_corpus("ptb", data_dir=str(alone / "argument"))) == TOKENS
+    bad("argument")
+    assert "argument/ptb/ptb.test.txt" in fails("ptb", data_dir=str(alone / "argument"))
+
+
+def test_wrong_checksum_and_truncated_file(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+    folder = write_folder(alone / "data" / "ptb", pattern=fake_ptb.file)
+    path = folder / "ptb.train.txt"
+    path.write_bytes(TEXT["train"].replace(b"blick", b"block"))
+    message = fails("ptb")
+    assert "data/ptb/ptb.train.txt" in message and "sha256" in message and "delete it" in message
+    assert fake_ptb.sha256["train"][:16] in message
+    path.write_bytes(TEXT["train"][:-1])
+    message = fails("ptb")
+    assert "truncated" in message and str(len(TEXT["train"])) in message
+    path.unlink()
+    path.mkdir()
+    assert "directory" in fails("ptb")
+
+
+def test_without_download(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+    message = fails("ptb", download=False)
+    assert "data/ptb/ptb.train.txt" in message and "missing" in message and "NOISIN_DATA" in message
+    assert list(alone.iterdir()) == []
+
+
+def test_incomplete_folder_of_the_users(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+    folder = write_folder(alone / "mine" / "ptb", pattern=fake_ptb.file)
+    (folder / "ptb.valid.txt").unlink()
+    message = fails("ptb", data_dir=str(alone / "mine"))
+    assert "mine/ptb/ptb.valid.txt" in message and "missing" in message
+
+
+# --------------------------------------------------------------------------------------------------------- download
+
+
+class Server:
+    """A loopback server: what it answers for each path, and the requests it saw."""
+
+    def __init__(self) -> None:
+        self.answers: Dict[str, Tuple[int, bytes, int]] = {}  # status, body, bytes missing from its end
+        self.requests: List[Tuple[str, str]] = []  # path and user agent
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append((self.path, self.headers["User-Agent"]))
+                status, body, cut = server.answers.get(self.path, (404, b"", 0))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) - cut])
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def deliver(self, prefix: str, text: Dict[str, bytes] = TEXT, status: int = 200, cut: int = 0) -> data.Source:
+        for split, content in text.items():
+            self.answers[f"/{prefix}/{split}.txt"] = (status, content, cut)
+        return data.Source(f"{self.url}/{prefix}/{{split}}.txt")
+
+    def archive(self, name: str, content: bytes, member: str) -> data.Source:
+        self.answers[f"/{name}"] = (200, content, 0)
+        return data.Source(f"{self.url}/{name}", member)
+
+
+@pytest.fixture
+def server(alone: Path) -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, *sources: data.Source) -> None:
+    monkeypatch.setitem(data.PUBLISHED, "ptb", dataclasses.replace(data.PUBLISHED["ptb"], sources=sources))
+
+
+def downloaded(alone: Path) -> Dict[str, bytes]:
+    """All files under the current directory but the cache, half-written ones too."""
+    files = (path for path in alone.rglob("*") if path.is_file() and path.parent.name != "cache")
+    return {str(path.relative_to(alone)): path.read_bytes() for path in files}
+
+
+GOOD = {f"data/ptb/ptb.{split}.txt": content for split, content in TEXT.items()}
+
+
+def test_download(fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, server.deliver("good"))
+    assert words(data.load_corpus("ptb")) == TOKENS
+    assert downloaded(alone) == GOOD
+    assert all("noisin" in agent for _, agent in server.requests)
+    data.load_corpus("ptb")
+    assert len(server.requests) == 3, "what is there is not downloaded again"
+    (alone / "data/ptb/ptb.valid.txt").unlink()
+    data.load_corpus("ptb")
+    assert server.requests[3:] == [("/good/valid.txt", data.USER_AGENT)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "requests"),
+    [
+        ({"status": 404}, "HTTP status 404", 1),
+        ({"status": 503}, "HTTP status 503", 3),
+        ({"cut": 3}, "connection closed", 3),
+        ({"text": {split: content[:-1] for split, content in TEXT.items()}}, "truncated", 1),
+        ({"text": {split: content[::-1] for split, content in TEXT.items()}}, "wrong checksum", 1),
+        ({"text": {split: content + b"x" for split, content in TEXT.items()}}, "more than", 1),
+    ],
+)
+def test_bad_candidate_and_fallback(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
+    fault: dict, reason: str, requests: int,
+) -> None:  # fmt: skip
+    bad = server.deliver("bad", **fault)
+    offer(monkeypatch, bad)
+    message = fails("ptb")
+    assert reason in message and bad.url in message and "NOISIN_DATA" in message and "LDC" in message
+    assert downloaded(alone) == {}
+    assert len(server.requests) == requests
+    offer(monkeypatch, bad, server.deliver("good"))
+    assert words(data.load_corpus("ptb")) == TOKENS
+    assert downloaded(alone) == GOOD
+
+
+def test_no_network_fails_at_once(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        urls = [f"http://127.0.0.1:{closed.getsockname()[1]}/{i}" for i in range(3)]
+        offer(monkeypatch, *map(data.Source, urls))
+        start = time.perf_counter()
+        message = fails("ptb")
+    assert time.perf_counter() - start < 5
+    assert all(url in message for url in urls) and "refused" in message
+    assert downloaded(alone) == {}
+
+
+def test_silent_server(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "TIMEOUT", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        offer(monkeypatch, data.Source(f"http://127.0.0.1:{silent.getsockname()[1]}/x"))
+        assert "timed out" in fails("ptb")
+
+
+def test_slow_server(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "PATIENCE", 0.0)
+    offer(monkeypatch, server.deliver("good"))
+    assert "not finished after" in fails("ptb")
+
+
+def zipped(members: Dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(members: Dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+ARCHIVES = pytest.mark.parametrize(("pack", "name"), [(zipped, "a.zip"), (tarred, "a.tgz")])
+
+
+@ARCHIVES
+def test_archive_with_a_member_that_points_outside(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+) -> None:  # fmt: skip
+    members = {"../evil.txt": b"evil", f"{alone}/evil.txt": b"evil"}
+    members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
+    offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
+    assert words(data.load_corpus("ptb")) == TOKENS
+    assert downloaded(alone) == GOOD
+    assert not (alone.parent / "evil.txt").exists()
+
+
+@ARCHIVES
+def test_archive_without_the_members(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+) -> None:  # fmt: skip
+    members = {f"../in/{split}.txt": content for split, content in TEXT.items()}
+    offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
+    assert "no in/train.txt in the archive" in fails("ptb")
+    assert downloaded(alone) == {}
+
+
+@ARCHIVES
+def test_damaged_archive(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+) -> None:  # fmt: skip
+    whole = pack({f"in/{split}.txt": content * 99 for split, content in TEXT.items()})
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    for content in (b"", b"<html>moved</html>", whole[: len(whole) // 2], bytes(flipped), whole):
+        offer(monkeypatch, server.archive(name, content, "in/{split}.txt"))
+        assert name in fails("ptb")  # the last is a good archive whose members are too long
+        assert downloaded(alone) == {}
+
+
+def test_tar_whose_other_members_are_huge(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MAX_UNPACKED", 1000)
+    offer(monkeypatch, server.archive("a.tgz", tarred({"zeros": bytes(2000)}), "in/{split}.txt"))
+    assert "unpacks to more than 1,000 bytes" in fails("ptb")
+
+
+def test_tar_of_the_original_names_its_members_with_a_dot(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"./in/{split}.txt": content for split, content in TEXT.items()}
+    offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
+    assert words(data.load_corpus("ptb")) == TOKENS
+
+
+def test_data_folder_cannot_be_written(
+    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (alone / "data").write_bytes(b"in the way")
+    offer(monkeypatch, server.deliver("good"))
+    message = fails("ptb")
+    assert "data/ptb/ptb.train.txt" in message and "cannot be written" in message
+
+
+def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data._write(alone / "file", b"content")
+    assert list(alone.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+def cached_file(alone: Path) -> Path:
+    (path,) = (alone / "cache").iterdir()
+    return path
+
+
+def test_cache_is_keyed_by_content(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = data.load_corpus(str(write_folder(alone / "here")))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_encode", None)  # to call it would fail
+        second = data.load_corpus(str(write_folder(alone / "there")))
+    assert second.digest == first.digest and second.name == "there"
+    assert second.vocabulary.idx_to_token == first.vocabulary.idx_to_token
+    assert words(second) == TOKENS and second.train.dtype == np.int32
+    write_folder(alone / "here", {**TEXT, "test": b"dax\n"})
+    changed = data.load_corpus(str(alone / "here"))
+    assert changed.digest != first.digest and words(changed)["test"] == ["dax", "<eos>"]
+
+
+def test_damaged_cache_is_rebuilt(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    data.load_corpus(folder)
+    path = cached_file(alone)
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0xFF]) + good[position + 1 :])
+        assert words(data.load_corpus(folder)) == TOKENS, position
+    for content in (b"", b"junk", good[: len(good) // 2], good[:-1]):
+        path.write_bytes(content)
+        assert words(data.load_corpus(folder)) == TOKENS
+        assert path.read_bytes() == good, "rebuilt, and the same"
+    path.unlink()
+    path.mkdir()
+    assert words(data.load_corpus(folder)) == TOKENS
+
+
+def test_well_formed_but_wrong_cache_is_not_trusted(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    data.load_corpus(folder)
+    path = cached_file(alone)
+    with np.load(path) as stored:
+        good = dict(stored)
+    types = ["<unk>", "<eos>", "dax", "zorp", "blick"]
+
+    def header(key: str, types: object) -> np.ndarray:
+        return np.frombuffer(json.dumps({"key": key, "types": types}).encode(), dtype=np.uint8)
+
+    for change in (
+        {"train": good["train"].astype(np.int64)},
+        {"train": good["train"].reshape(2, -1)},
+        {"train": good["train"][:0]},
+        {"train": good["train"] + 5},
+        {"train": good["train"] - 5},
+        {"train": np.array([None])},  # pickled
+        {"vocabulary": header("another", types)},
+        {"vocabulary": header(path.stem, types[::-1])},
+        {"vocabulary": header(path.stem, types[:-1] + ["dax"])},
+        {"vocabulary": header(path.stem, types[:-1] + [7])},
+        {"vocabulary": header(path.stem, 7)},
+        {"vocabulary": np.arange(9, dtype=np.uint8)},
+    ):
+        np.savez(path, **{**good, **change})
+        assert words(data.load_corpus(folder)) == TOKENS, change
+    without_test = {name: array for name, array in good.items() if name != "test"}
+    np.savez(path, **without_test)
+    assert words(data.load_corpus(folder)) == TOKENS
+
+
+def test_cache_that_cannot_be_written_is_no_obstacle(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (alone / "file").write_bytes(b"")
+    monkeypatch.setenv("NOISIN_CACHE", str(alone / "file" / "cache"))
+    assert words(data.load_corpus(str(write_folder(alone / "mine")))) == TOKENS
+
+
+def test_where_the_cache_is(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data._cache_folder() == alone / "cache"
+    monkeypatch.delenv("NOISIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(alone / "xdg"))
+    assert data._cache_folder() == alone / "xdg" / "noisin"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(alone))
+    assert data._cache_folder() == alone / ".cache" / "noisin"
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+SIZES = st.tuples(st.integers(0, 200), st.integers(1, 9), st.integers(1, 9))
+
+
+@given(SIZES)
+def test_training_batches_rebuild_the_text(sizes: Tuple[int, int, int]) -> None:
+    size, batch_size, unroll = sizes
+    tokens = np.arange(size, dtype=np.int32)
+    number = data.number_of_training_batches(tokens, batch_size, unroll)
+    if number == 0:
+        assert size < batch_size * unroll + 1
+        with pytest.raises(UserError, match="too|takes"):
+            data.training_batches(tokens, batch_size, unroll)
+        return
+    batches = list(data.training_batches(tokens, batch_size, unroll))
+    assert len(batches) == number
+    for array in (array for batch in batches for array in batch):
+        assert array.shape == (unroll, batch_size) and array.dtype == np.int32
+    inputs, targets = (np.concatenate(arrays) for arrays in zip(*batches))
+    # Every column is a run of the text, the columns follow each other, and little is dropped.
+    length = (size - 1) // batch_size
+    for column in range(batch_size):
+        run = np.arange(column * length, column * length + number * unroll)
+        assert np.array_equal(inputs[:, column], run)
+        assert np.array_equal(targets[:, column], run + 1)
+    assert size - 1 - length * batch_size < batch_size and length - number * unroll < unroll
+
+
+@given(SIZES)
+def test_evaluation_batches_score_every_token_once(sizes: Tuple[int, int, int]) -> None:
+    size, batch_size, unroll = sizes
+    tokens = np.arange(1, size + 1, dtype=np.int32)
+    if size == 0:
+        with pytest.raises(UserError, match="no tokens"):
+            data.evaluation_batches(tokens, 0, batch_size, unroll)
+        return
+    batches = list(data.evaluation_batches(tokens, 0, batch_size, unroll))
+    for inputs, targets, weights in batches:
+        assert inputs.shape == targets.shape == weights.shape == (unroll, batch_size)
+        assert (inputs.dtype, targets.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+    inputs, targets, weights = (np.concatenate(arrays).T.ravel() for arrays in zip(*batches))
+    assert set(weights) <= {0.0, 1.0}
+    assert np.array_equal(targets[weights == 1], tokens), "each once, in the order of the text"
+    assert np.array_equal(inputs[weights == 1], np.concatenate([[0], tokens[:-1]]))
+    assert len(batches) == math.ceil(size / (batch_size * unroll))
+
+
+@pytest.mark.parametrize(("batch_size", "unroll"), [(0, 1), (1, 0), (-1, 1)])
+def test_batches_of_no_size(batch_size: int, unroll: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        data.training_batches(np.arange(9), batch_size, unroll)
+    with pytest.raises(ValueError, match="at least 1"):
+        data.evaluation_batches(np.arange(9), 0, batch_size, unroll)
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(data) == doctest.TestResults(failed=0, attempted=2)
+
+
+# -------------------------------------------------------------------------------------------------- synthetic source
+
+
+def test_synthetic_corpus() -> None:
+    corpus = data.load_corpus("synthetic")
+    # The text is part of what a published number depends on: raise synthetic.VERSION when it changes.
+    assert (synthetic.VERSION, corpus.digest[:16]) == (1, "852bbf1e805e2cd1")
+    assert data.load_corpus("synthetic").digest == corpus.digest
+    assert corpus.vocabulary.idx_to_token == synthetic.source().types
+    assert len(set(synthetic.source().types)) == len(corpus.vocabulary) == synthetic.TYPES
+    eos = corpus.vocabulary["<eos>"]
+    for split, size in synthetic.SPLITS.items():
+        tokens = getattr(corpus, split)
+        assert size <= len(tokens) < size + 200 and tokens[-1] == eos and tokens.dtype == np.int32
+    assert "17.24" in data.table1([corpus])
+
+
+def test_synthetic_stationary_distribution() -> None:
+    source = synthetic.source()
+    assert source.transition.min() > 0
+    np.testing.assert_allclose(source.transition.sum(axis=1), 1)
+    assert source.stationary.min() > 0 and math.isclose(source.stationary.sum(), 1)
+    np.testing.assert_allclose(source.stationary @ source.transition, source.stationary, atol=1e-14)
+    # An independent way to it: any row of a high power of the transition matrix.
+    np.testing.assert_allclose(np.linalg.matrix_power(source.transition, 200)[7], source.stationary, atol=1e-12)
+
+
+def test_synthetic_entropy_rate_by_monte_carlo(seed: int) -> None:
+    source = synthetic.source()
+    blocks = source.sample(200_000, np.random.RandomState(seed))[:200_000].reshape(200, 1000)
+    # Means of long blocks are nearly independent; the bound of 4 standard errors fails once in 16,000 seeds.
+    means = np.array([-source.log_probabilities(block)[1:].mean() for block in blocks])
+    error = means.std(ddof=1) / math.sqrt(len(means))
+    assert error < 0.01
+    assert abs(means.mean() - source.entropy_rate) < 4 * error
+    frequencies = np.bincount(blocks.ravel(), minlength=synthetic.TYPES) / blocks.size
+    assert np.abs(frequencies - source.stationary).sum() < 0.05
+
+
+def test_synthetic_entropy_rate_of_known_chains() -> None:
+    types = ["<unk>", "<eos>"]
+    uniform = synthetic.MarkovSource(types, np.full((2, 2), 0.5))
+    assert math.isclose(uniform.entropy_rate, math.log(2))
+    flip, stay = 0.1, 0.7  # P(0 -> 1), P(1 -> 1): pi_1 = flip / (flip + 1 - stay) = 1/4
+    chain = synthetic.MarkovSource(types, np.array([[1 - flip, flip], [1 - stay, stay]]))
+    np.testing.assert_allclose(chain.stationary, [0.75, 0.25])
+
+    def entropy(p: float) -> float:
+        return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+    assert math.isclose(chain.entropy_rate, 0.75 * entropy(flip) + 0.25 * entropy(stay))
+    np.testing.assert_allclose(chain.log_probabilities(np.array([1, 0, 0])), np.log([0.7, 0.3, 0.9]))
+
+
+def test_synthetic_source_is_worth_learning() -> None:
+    source = synthetic.source()
+    unigram = math.exp(-(source.stationary * np.log(source.stationary)).sum())
+    assert 15 < math.exp(source.entropy_rate) < 25 and unigram > 80
+    # Zipf-like: a straight line of slope about -1 in the logarithms of rank and frequency.
+    frequencies = np.sort(source.stationary)[:-101:-1]
+    slope = np.polyfit(np.log(np.arange(1, 101)), np.log(frequencies), 1)[0]
+    assert -1.2 < slope < -0.7
+
+
+# ----------------------------------------------------------------------------------------------------------- import
+
+
+def test_import_does_not_load_mxnet() -> None:
+    code = "import noisin.data, sys; sys.exit('mxnet' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

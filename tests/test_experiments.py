@@ -1,0 +1,215 @@
+"""The experiments and their runner: what is declared, run once, resumed, tabulated and drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, TABLE3
+from experiments.readme import README, results_section, split_readme
+from experiments.records import RESULTS, find_record, load_records, markdown, table
+from noisin.config import METHODS, Config, config_from_dict
+from noisin.errors import UserError
+from noisin.figures import figure2
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = sorted(RESULTS.glob("*/*.json"))
+
+
+def command(*arguments, cwd):
+    """`python -m experiments ...` in the folder `cwd`, on one thread."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # an interruption reaches the runner and its runs, as from a terminal
+    )
+
+
+def record_of(config, **changes):
+    """A record as a run would write it, with made-up numbers."""
+    epochs = [
+        {
+            "epoch": n,
+            "train_ppl": 90.0 / n,
+            "valid_ppl": 100.0 / n,
+            "seconds": 1.0,
+            "tokens_per_second": 9.0,
+            "gamma": [],
+        }
+        for n in (1, 2)
+    ]
+    return {
+        "method": config.method,
+        "gamma": config.gamma if "noisin" in config.method else [],
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "epochs": epochs,
+        "best_epoch": 2,
+        "valid_ppl": 50.0,
+        "test_ppl": {"clean": 51.26, "bound": 53.0, "averaged": 52.34, "samples": 10},
+        "status": "finished",
+        "config": config.to_dict(),
+        **changes,
+    }
+
+
+def test_the_experiments_say_what_the_paper_says():
+    for config in FIGURE2.configs():
+        assert (config.corpus, config.cell, config.activation, config.layers) == ("ptb", "rnn", "sigmoid", 1)
+        assert (config.hidden, config.optimizer, config.learning_rate, config.decay) == (256, "adam", 0.001, 1.0)
+    for config in TABLE3.configs():
+        assert (config.corpus, config.cell, config.layers, config.hidden) == ("wikitext-2", "lstm", 2, 200)
+        assert (config.optimizer, config.learning_rate, config.decay, config.decay_after) == ("sgd", 1.0, 0.5, 4)
+        assert (config.batch_size, config.clip, config.lower_bound) == (32, 5.0, 0.1)
+    for experiment in EXPERIMENTS.values():
+        assert {config.method for config in experiment.configs()} == set(METHODS)
+        assert {config.dtype for config in experiment.configs()} == {"float32"}
+
+
+def test_narrowing_chooses_methods_seeds_and_epochs():
+    configs = DEMO.configs(["noisin*", "none"], [3, 4], epochs=2)
+    assert [(config.method, config.seed) for config in configs] == [
+        ("noisin*", 3),
+        ("none", 3),
+        ("noisin*", 4),
+        ("none", 4),
+    ]
+    assert {config.epochs for config in configs} == {2}
+    with pytest.raises(UserError, match="method is 'nosin'"):
+        DEMO.configs(["nosin"])
+
+
+def test_a_record_is_found_by_its_configuration_whatever_options_are_new():
+    config = Config(method="noisin", gamma=[0.2])
+    old = record_of(config)
+    del old["config"]["forget_bias"]  # as if written before that option was there
+    assert find_record([record_of(Config()), {"config": {"unknown": 1}}, old], config) is old
+    assert find_record([old], Config(method="noisin", gamma=[0.3])) is None
+
+
+def test_the_table_sets_ours_beside_the_papers():
+    records = [record_of(config) for config in reversed(FIGURE2.configs())]
+    records[0]["test_ppl"] = None
+    records[0]["status"] = "diverged"
+    frame = table(FIGURE2, records)
+    assert list(frame["method"]) == ["none", "dropout", "noisin", "noisin*"]
+    assert list(frame["paper"]) == ["157.4", "146.9", "166.0", "144.7"]
+    assert list(frame["test clean"]) == ["51.3", "51.3", "51.3", "-"]
+    assert list(frame["test averaged"]) == ["52.3", "52.3", "52.3", "-"]
+    lines = markdown(frame).splitlines()
+    assert len(lines) == 6 and len({len(line) for line in lines}) == 1
+    assert re.match(r"\| method +\| gamma +\| seed", lines[0]) and set(lines[1]) == set("|-")
+
+
+def test_the_figure_is_a_picture_of_the_records(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *rest, **options: drawn.append(self) or save(self, *rest, **options)
+    )
+    records = [record_of(config) for config in FIGURE2.configs()]
+    figure2(records, tmp_path / "figure.png", "Title", floor=17.0)
+    assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    validation, training = drawn[0].axes
+    curves = {line.get_label(): list(line.get_ydata()) for line in training.get_lines()}
+    assert curves["deterministic"] == [90.0, 45.0] and curves["NOISIN"] == [90.0, 45.0]
+    assert [100.0, 50.0] in [list(line.get_ydata()) for line in validation.get_lines()]
+    assert [50.0] in [list(line.get_ydata()) for line in validation.get_lines()]  # the best epoch's star
+    assert validation.get_ylabel() and validation.get_xlabel() and training.get_xlabel()
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_record_holds_together(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    config = config_from_dict(record["config"])
+    assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(1, len(record["epochs"]) + 1))
+    valid = [epoch["valid_ppl"] for epoch in record["epochs"]]
+    assert record["valid_ppl"] == min(valid) == valid[record["best_epoch"] - 1]
+    assert record["test_ppl"]["averaged"] <= record["test_ppl"]["bound"]
+    assert (record["method"], record["seed"], record["dtype"]) == (config.method, config.seed, config.dtype)
+    if record["status"] == "early-stopped":
+        assert len(valid) - record["best_epoch"] == config.patience
+    assert not record["git"].endswith("+")  # made by code that is committed
+
+
+def test_the_results_in_the_readme_are_those_of_the_records():
+    _, section, _ = split_readme(README.read_text(encoding="utf-8"))
+    assert section == results_section()
+    for experiment in EXPERIMENTS.values():
+        if load_records(RESULTS / experiment.name):
+            assert (RESULTS / experiment.name / "figure2.png").exists()
+
+
+def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
+    arguments = ("demo", "--epochs", "1", "--methods", "none,noisin*", "--jobs", "2")
+    process = command(*arguments, cwd=tmp_path)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert re.search(r"^    none 1  epoch   1  train", output, re.MULTILINE)
+    assert re.search(r"^\| none .* \| finished \|$", output, re.MULTILINE)
+    assert re.search(r"^\| noisin\* .* \| finished \|$", output, re.MULTILINE)
+    assert "No model can be below 17.24" in output
+    assert (tmp_path / "runs" / "demo" / "figure2.png").exists()
+    start = time.monotonic()
+    again = command(*arguments, cwd=tmp_path)
+    repeated, _ = again.communicate(timeout=100)
+    assert "2 of 2 runs have their record" in repeated and "epoch   1" not in repeated
+    assert time.monotonic() - start < 60
+    assert output[output.index("| method") :] == repeated[repeated.index("| method") :]
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path):
+    arguments = ("demo", "--methods", "none")
+    process = command(*arguments, cwd=tmp_path)
+    while not list(tmp_path.glob("runs/demo/*/state.json")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "experiments: interrupted; the same command goes on from the last finished epochs" in errors
+    assert not list(tmp_path.glob("runs/demo/records/*.json"))
+    again = command(*arguments, cwd=tmp_path)
+    output, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, errors
+    assert "going on after epoch" in output and "| 30 |" not in output
+    assert len(list(tmp_path.glob("runs/demo/records/*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["demo", "--methods", "nosin"], "method is 'nosin'"),
+        (["demo", "--epochs", "0"], "0 is not a positive whole number"),
+        (["demo", "--jobs", "x"], "'x' is not a whole number"),
+        (["demo", "--seeds", "1,b"], "'b' is not a whole number"),
+        (["demo", "--device", "gpu"], "gpu:0 cannot be used"),
+        (["figure9"], "invalid choice: 'figure9'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
+    from experiments.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    errors = capsys.readouterr().err
+    assert status == 2 and says in errors and errors.count("\n") == 1

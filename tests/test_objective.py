@@ -1,0 +1,289 @@
+"""The averaged likelihood, the estimators of perplexity, and the evaluation of a split."""
+
+from __future__ import annotations
+
+import math
+
+import mxnet as mx
+import numpy as np
+import pytest
+from helpers import GRAPHS, freeze, make_language_model, random_states
+from mxnet import autograd
+
+from noisin.evaluation import Evaluator
+from noisin.objective import AveragedLikelihood, averaged, bound, perplexity
+
+T, B, V, HIDDEN = 4, 3, 7, 5
+ERRORS = 5  # standard errors of a statistical bound: one-sided false alarm 3e-7
+OPTIONS = {
+    "none": {"method": "none"},
+    "dropout": {"method": "dropout", "dropout_embedding": 0.3},
+    "noisin": {"method": "noisin"},
+    "noisin*": {"method": "noisin*", "input_gamma": 0.4},
+}
+each_method = pytest.mark.parametrize("method", OPTIONS)
+stochastic = pytest.mark.parametrize("method", [method for method in OPTIONS if method != "none"])
+
+
+def random_tokens(*shape):
+    return np.random.randint(0, V, shape).astype(np.int32)
+
+
+def score(objective, inputs, targets, states):
+    """Loss, log_p and next states in train mode, as arrays."""
+    with autograd.train_mode():
+        loss, log_p, states = objective(mx.nd.array(inputs), mx.nd.array(targets), states)
+    return loss.asnumpy(), log_p.asnumpy(), [state.asnumpy() for state in states]
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+# The loss.
+
+
+@each_method
+@pytest.mark.parametrize("samples", [1, 3])
+def test_loss_is_the_average_over_trajectories_of_minus_the_summed_log_likelihood(method, samples):
+    model, inputs, targets = make_language_model(**OPTIONS[method]), random_tokens(T, B), random_tokens(T, B)
+    states = random_states(model, samples * B)
+    mx.random.seed(4)
+    loss, log_p, _ = score(AveragedLikelihood(model, T, samples), inputs, targets, states)
+    mx.random.seed(4)
+    with autograd.train_mode():
+        logits, _ = model.unroll(T, mx.nd.array(np.concatenate([inputs] * samples, axis=1)), states)
+    every = log_softmax(logits.asnumpy().astype(np.float64).reshape((T, samples, B, V)))
+    expected = np.take_along_axis(every, np.broadcast_to(targets[:, None, :, None], (T, samples, B, 1)), axis=3)[..., 0]
+    assert log_p.shape == (T, samples, B) and loss.shape == (B,)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loss, -expected.mean(axis=1).sum(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+@pytest.mark.parametrize("method", ["noisin", "noisin*", "dropout"])
+def test_one_pass_of_3_trajectories_equals_3_passes_given_the_same_noise(cell, method):
+    model, samples = make_language_model(cell=cell, **OPTIONS[method]), 3
+    inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, samples * B)
+    noises = ([model.input_noise] if model.input_noise else []) + model.noises
+    sizes = [4] * bool(model.input_noise) + [HIDDEN] * len(model.noises)
+    eps = [np.random.standard_normal((T, samples, B, size)) for size in sizes]
+    trained = [p for p in model.collect_params().values() if p.grad_req != "null"]
+
+    def run(count, states, eps):
+        for noise, values in zip(noises, eps):
+            freeze(noise, values)
+        with autograd.record():
+            results = AveragedLikelihood(model, T, count)(mx.nd.array(inputs), mx.nd.array(targets), states)
+        results[0].backward()
+        loss, log_p = (result.asnumpy() for result in results[:2])
+        return loss, log_p, [s.asnumpy() for s in results[2]], [p.grad().asnumpy().copy() for p in trained]
+
+    loss, log_p, next_states, gradients = run(samples, states, eps)
+    rows = [slice(s * B, (s + 1) * B) for s in range(samples)]
+    alone = [run(1, [state[rows[s]] for state in states], [e[:, s] for e in eps]) for s in range(samples)]
+    np.testing.assert_allclose(loss, np.mean([one[0] for one in alone], axis=0), rtol=1e-5)
+    for s, (_, expected, expected_states, _) in enumerate(alone):
+        np.testing.assert_allclose(log_p[:, s], expected[:, 0], rtol=1e-4, atol=1e-5)
+        for state, expected_state in zip(next_states, expected_states):
+            np.testing.assert_allclose(state[rows[s]], expected_state, rtol=1e-4, atol=1e-5)
+    for n, gradient in enumerate(gradients):
+        expected = np.mean([one[3][n] for one in alone], axis=0)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5, err_msg=trained[n].name)
+
+
+@stochastic
+def test_trajectories_see_noise_of_their_own(method):
+    options = {**OPTIONS[method], "dropout_states": 0.0, "dropout_outputs": 0.4, "dropout_inputs": 0.0}
+    model, samples = make_language_model(hidden=30, embedding=30, layers=1, **options), 4
+    objective = AveragedLikelihood(model, T, samples)
+    tokens = np.repeat(random_tokens(T, 1), 50, axis=1)
+    _, log_p, _ = score(objective, tokens, tokens, objective.begin_state(50))
+    assert np.unique(log_p[-1].ravel()).size == samples * 50
+    # Between two trajectories of independent columns: a correlation's standard error is 1/sqrt(50).
+    correlations = np.corrcoef(log_p[-1]) - np.eye(samples)
+    assert np.abs(correlations).max() < ERRORS / math.sqrt(50)
+
+
+@each_method
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("hybrid", [graph for graph in GRAPHS if graph is not None])
+def test_hybridized_equals_imperative_gradients_too(method, samples, hybrid):
+    model = make_language_model(cell="lstm", **OPTIONS[method])
+    inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, samples * B)
+    objective, results = AveragedLikelihood(model, T, samples), []
+    for graph in (None, hybrid):
+        if graph is not None:
+            objective.hybridize(**graph)
+        mx.random.seed(6)
+        with autograd.record():
+            loss, log_p, next_states = objective(mx.nd.array(inputs), mx.nd.array(targets), states)
+        loss.backward()
+        gradients = [p.grad() for p in model.collect_params().values() if p.grad_req != "null"]
+        results.append([array.asnumpy() for array in (loss, log_p, *next_states, *gradients)])
+    for imperative, found in zip(*results):
+        assert np.abs(imperative).max() > 0
+        np.testing.assert_allclose(found, imperative, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_loss_is_close_and_not_the_same():
+    model = make_language_model()
+    inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, B)
+    exact, rounded = (score(AveragedLikelihood(model, T, 1, d), inputs, targets, states)[0]
+                      for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+    assert (rounded != exact).any()
+
+
+# The estimators.
+
+
+@stochastic
+def test_averaged_is_never_below_bound_and_both_meet_at_1_sample(method):
+    model = make_language_model(**OPTIONS[method])
+    for samples in (1, 5):
+        objective = AveragedLikelihood(model, T, samples)
+        _, log_p, _ = score(objective, random_tokens(T, 20), random_tokens(T, 20), objective.begin_state(20))
+        log_p = log_p.astype(np.float64)
+        if samples == 1:
+            np.testing.assert_allclose(averaged(log_p), bound(log_p), rtol=1e-12)
+        else:
+            assert (averaged(log_p) > bound(log_p)).all()
+
+
+def test_averaged_and_bound_meet_for_a_deterministic_model():
+    objective = AveragedLikelihood(make_language_model(), T, 3)
+    _, log_p, _ = score(objective, random_tokens(T, B), random_tokens(T, B), objective.begin_state(B))
+    log_p = log_p.astype(np.float64)
+    np.testing.assert_allclose(averaged(log_p), bound(log_p), rtol=1e-6)
+
+
+def test_estimators_are_the_log_of_the_mean_and_the_mean_of_the_log():
+    p = np.random.uniform(0.01, 1, (T, 6, B))
+    np.testing.assert_allclose(bound(np.log(p)), np.log(np.prod(p, axis=1)) / 6)
+    np.testing.assert_allclose(averaged(np.log(p)), np.log(np.mean(p, axis=1)))
+    # Far below what exp can hold.
+    np.testing.assert_allclose(averaged(np.log(p) - 2000), np.log(np.mean(p, axis=1)) - 2000)
+
+
+@stochastic
+def test_averaged_perplexity_does_not_rise_with_the_number_of_samples(method):
+    model = make_language_model(**{**OPTIONS[method], "gamma": [1.5]})
+    columns, before = 400, None
+    inputs, targets = random_tokens(6, columns), random_tokens(6, columns)
+    for samples in (1, 4, 16):
+        objective = AveragedLikelihood(model, 6, samples)
+        _, log_p, _ = score(objective, inputs, targets, objective.begin_state(columns))
+        total = averaged(log_p.astype(np.float64)).sum(axis=0)
+        if before is not None:
+            gain = total - before  # columns are independent, so their spread gives the standard error
+            assert gain.mean() > -ERRORS * gain.std() / math.sqrt(columns)
+            assert gain.mean() > 0  # and in this model it is not small: the test would see a wrong estimator
+        before = total
+
+
+def test_perplexity_is_exp_of_the_mean_and_infinite_where_that_overflows():
+    assert perplexity(-12 * math.log(50), 12) == pytest.approx(50)
+    assert perplexity(-1e6, 10) == math.inf
+    assert perplexity(-math.inf, 10) == math.inf
+    assert math.isnan(perplexity(math.nan, 10))
+
+
+# A whole split.
+
+
+def zero_decoder(model, bias=None):
+    model.decoder_weight.set_data(mx.nd.zeros(model.decoder_weight.shape))
+    model.decoder_bias.set_data(mx.nd.zeros(model.vocabulary_size) if bias is None else mx.nd.array(bias))
+    return model
+
+
+SHAPES = pytest.mark.parametrize("batch_size, unroll", [(1, 1), (1, 35), (4, 5), (10, 7), (64, 3)])
+
+
+@each_method
+@SHAPES
+def test_perplexity_of_a_uniform_model_is_the_vocabulary_size(method, batch_size, unroll):
+    model = zero_decoder(make_language_model(23, **OPTIONS[method]))
+    tokens = np.random.randint(0, 23, 101).astype(np.int32)
+    found = Evaluator(model, 0, batch_size, unroll, samples=2).all(tokens)
+    assert [found[name] for name in ("clean", "bound", "averaged")] == pytest.approx([23] * 3, rel=1e-4)
+
+
+@SHAPES
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_every_token_is_scored_once(batch_size, unroll, size):
+    # Each word has a probability of its own, whatever came before: the total tells which words were counted.
+    bias = np.random.uniform(-2, 2, V)
+    model, tokens = zero_decoder(make_language_model(), bias), random_tokens(size)
+    expected = math.exp(-log_softmax(bias)[tokens].mean())
+    assert Evaluator(model, 0, batch_size, unroll).clean(tokens) == pytest.approx(expected, rel=1e-5)
+
+
+@SHAPES
+def test_a_model_without_memory_has_one_perplexity_whatever_the_batch(batch_size, unroll):
+    model, eos, tokens = make_language_model(), 2, random_tokens(90)
+    for parameter in model.collect_params(".*h2h_weight").values():
+        parameter.set_data(parameter.data() * 0)
+    previous = np.concatenate([[eos], tokens[:-1]])
+    logits, _ = model(mx.nd.arange(V), model.begin_state(V))
+    expected = math.exp(-log_softmax(logits.asnumpy().astype(np.float64))[previous, tokens].mean())
+    assert Evaluator(model, eos, batch_size, unroll).clean(tokens) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [1, 8, 100])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_states_are_carried_through_the_split(cell, unroll):
+    model, eos, tokens = make_language_model(cell=cell), 2, random_tokens(60)
+    inputs = mx.nd.array(np.concatenate([[eos], tokens[:-1]])[:, None])
+    logits, _ = model.unroll(60, inputs, model.begin_state(1))
+    expected = math.exp(-log_softmax(logits.asnumpy().astype(np.float64))[np.arange(60), tokens].mean())
+    assert Evaluator(model, eos, 1, unroll).clean(tokens) == pytest.approx(expected, rel=1e-5)
+
+
+@stochastic
+def test_clean_is_the_deterministic_model_whatever_mode_it_is_called_in(method):
+    model, plain, tokens = make_language_model(**OPTIONS[method]), make_language_model(), random_tokens(50)
+    expected = Evaluator(plain, 0, 3, 5).clean(tokens)
+    evaluator = Evaluator(model, 0, 3, 5, samples=2)
+    with autograd.record():
+        assert evaluator.clean(tokens) == pytest.approx(expected, rel=1e-6)
+    with autograd.train_mode():
+        assert evaluator.clean(tokens) == pytest.approx(expected, rel=1e-6)
+    found = evaluator.all(tokens)
+    assert found["clean"] == pytest.approx(expected, rel=1e-6) and found["bound"] != pytest.approx(expected, rel=1e-4)
+    assert evaluator.clean(tokens) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_deterministic_model_has_one_perplexity():
+    found = Evaluator(make_language_model(), 0, 3, 5, samples=10).all(random_tokens(50))
+    assert found["clean"] == found["bound"] == found["averaged"] and found["samples"] == 1
+
+
+@stochastic
+@pytest.mark.parametrize("samples", [1, 3])
+def test_sampled_perplexities_are_those_of_trajectories_that_keep_their_states(method, samples):
+    model, eos, tokens = make_language_model(**OPTIONS[method]), 2, random_tokens(2 * T * B)
+    found = Evaluator(model, eos, B, T, samples).all(tokens, seed=9)
+    inputs = np.concatenate([[eos], tokens[:-1]]).reshape((B, 2 * T)).T
+    targets = tokens.reshape((B, 2 * T)).T
+    mx.random.seed(9)
+    objective, scored = AveragedLikelihood(model, T, samples), []
+    states = objective.begin_state(B)
+    for part in (slice(T), slice(T, None)):
+        states = model.begin_sequence(states)
+        _, log_p, states = score(objective, inputs[part], targets[part], states)
+        states = [mx.nd.array(state) for state in states]
+        scored.append(log_p)
+    log_p = np.concatenate(scored)
+    expected = [math.exp(-np.log(np.exp(log_p).mean(axis=1)).mean()), math.exp(-log_p.mean())]
+    assert [found["averaged"], found["bound"]] == pytest.approx(expected, rel=1e-5)
+    assert found["samples"] == samples and (found["averaged"] < found["bound"] or samples == 1)
+
+
+@stochastic
+def test_evaluation_repeats_with_its_seed_and_differs_with_another(method):
+    model, tokens = make_language_model(**OPTIONS[method]), random_tokens(50)
+    first, again, other = (Evaluator(model, 0, 3, 5, samples=2).all(tokens, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first["bound"] != other["bound"] and first["clean"] == other["clean"]

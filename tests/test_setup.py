@@ -1,0 +1,314 @@
+"""Set-up: the search for a Python, the guards that run before MXNet is imported, the Makefile's targets."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noisin
+
+ROOT = Path(__file__).resolve().parent.parent
+FIND_PYTHON = ROOT / "tools" / "find-python"
+# Other than what is given here, a child's environment is this one, without what this test run itself was started with.
+ENV = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("MAKE", "DMLC_", "PYTHON", "OMP_", "MFLAGS"))
+    and name not in ("EPOCHS", "METHODS", "SEEDS", "JOBS", "DEVICE", "DTYPE", "ARGS")
+}
+ENV["PYTHONPATH"] = str(ROOT / "src")
+
+
+def run(command, cwd=ROOT, **env):
+    """Run a command, by default in the repository's root, with these variables on top of ENV."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**ENV, **{name: str(value) for name, value in env.items()}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def python(code, *options, **env):
+    return run([sys.executable, *options, "-c", code], **env)
+
+
+# ---- tools/find-python ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Make a folder that can be all of PATH: what the script needs, and no Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("sh", "sed"):
+        found = next(p for p in ("/bin", "/usr/bin") if os.path.exists(os.path.join(p, tool)))
+        (folder / tool).symlink_to(os.path.join(found, tool))
+    return folder
+
+
+def stub(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("#!/bin/sh\n" + text + "\n", encoding="utf-8")
+    file.chmod(0o755)
+    return file
+
+
+def stub_python(file, version, also=""):
+    """Make `file` the running Python in the disguise of another version."""
+    # The script asks by `-c PROBE`, which arrives as sys.argv[1:] of this disguise.
+    disguise = f"""
+import ensurepip, os, platform, sys, sysconfig, venv
+sys.version_info = {tuple(int(part) for part in version.split("."))} + ("final", 0)
+sys.executable, sys.prefix, sys.base_prefix = {str(file)!r}, "/", "/"
+sysconfig.get_paths = lambda: dict(include={str(file.parent)!r})
+{also}
+exec(sys.argv[2])
+"""
+    (file.parent / "Python.h").touch()
+    return stub(file, f'exec {shlex.quote(sys.executable)} -c {shlex.quote(disguise)} "$@"')
+
+
+def find_python(path, home, **env):
+    return run(["/bin/sh", FIND_PYTHON], PATH=path, HOME=home, PYENV_ROOT=home / ".pyenv", **env)
+
+
+def test_only_too_new_pythons_give_one_line_that_names_them(path, tmp_path):
+    stub_python(path / "python3", "3.12.1")
+    stub_python(path / "python3.12", "3.12.1")
+    stub_python(path / "python", "3.13.0")
+    result = find_python(path, tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    for what in ("3.8 to 3.11", "python3.11, python3.10, python3.9, python3.8, python3, python", "pyenv", "PYTHON="):
+        assert what in result.stderr
+    assert f"found 3.12.1 ({path}/python3), 3.13.0 ({path}/python);" in result.stderr
+
+
+def test_no_python_at_all_is_said(path, tmp_path):
+    result = find_python(path, tmp_path)
+    assert result.returncode == 2
+    assert "found none;" in result.stderr
+
+
+def test_the_newest_supported_python_is_taken(path, tmp_path):
+    for version in ("3.8.18", "3.9.1", "3.10.13", "3.11.7"):
+        stub_python(path / f"python{version.rsplit('.', 1)[0]}", version)
+    stub_python(path / "python3", "3.12.1")
+    result = find_python(path, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{path}/python3.11\n", "")
+
+
+def test_the_variable_goes_first_if_it_will_do(path, tmp_path):
+    stub_python(path / "python3.11", "3.11.7")
+    mine = tmp_path / "my own" / "python"
+    mine.parent.mkdir()
+    stub_python(mine, "3.8.2")
+    assert find_python(path, tmp_path, PYTHON=mine).stdout == f"{mine}\n"
+    stub_python(mine, "3.13.2")
+    assert find_python(path, tmp_path, PYTHON=mine).stdout == f"{path}/python3.11\n"
+
+
+def test_what_does_not_run_or_cannot_make_environments_is_skipped(path, tmp_path):
+    stub(path / "python3.11", "echo 'pyenv: python3.11: command not found' >&2; exit 127")
+    stub(path / "python3.10", "exit 0")
+    stub_python(path / "python3.9", "3.9.1", also="sys.modules['ensurepip'] = None")
+    stub_python(path / "python3.8", "3.8.1", also="sysconfig.get_paths = lambda: dict(include='/nowhere')")
+    stub_python(path / "python3", "3.9.2", also="platform.machine = lambda: 'riscv64'")
+    stub_python(path / "python", "3.11.9", also="platform.python_implementation = lambda: 'PyPy'")
+    result = find_python(path, tmp_path)
+    assert result.returncode == 2
+    for what in ("lacks venv", "lacks Python.h", "not built for", "not CPython"):
+        assert what in result.stderr
+    in_pyenv = tmp_path / ".pyenv" / "versions" / "3.10.13" / "bin" / "python"
+    in_pyenv.parent.mkdir(parents=True)
+    stub_python(in_pyenv, "3.10.13")
+    assert find_python(path, tmp_path).stdout == f"{in_pyenv}\n"
+
+
+def test_from_inside_an_environment_the_python_below_it_is_taken(path, tmp_path):
+    """`make` may be called with the very environment active that it is going to replace."""
+    base = tmp_path / "base"
+    stub_python(path / "python3.11", "3.11.7", also=f"sys.base_prefix = {str(base)!r}")
+    below = stub(base / "bin" / "python3.11", "exit 0")
+    assert find_python(path, tmp_path).stdout == f"{below}\n"
+
+
+def test_a_missing_compiler_is_one_line_and_leaves_the_environment_alone(path, tmp_path):
+    for tool in ("dirname", "rm"):
+        (path / tool).symlink_to(next(p for p in (f"/usr/bin/{tool}", f"/bin/{tool}") if os.path.exists(p)))
+    stub_python(path / "python3.11", "3.11.7", also="sysconfig.get_config_var = lambda name: 'no-such-compiler'")
+    old = tmp_path / "old" / "file"
+    stub(old, "")
+    result = run(["/bin/sh", ROOT / "tools" / "make-venv", old.parent], PATH=path, HOME=tmp_path, CC="false")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "no working C compiler" in result.stderr
+    assert old.exists()
+
+
+# ---- the guards before MXNet ---------------------------------------------------------------------------------------
+
+
+def with_numpy(tmp_path, version):
+    """Make a folder for PYTHONPATH where numpy has this version, by its metadata alone."""
+    info = tmp_path / f"numpy-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: numpy\nVersion: {version}\n", encoding="utf-8")
+    return os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+
+
+@pytest.mark.parametrize("version", ["1.24.0", "1.26.4", "2.4.6"])
+def test_a_numpy_that_breaks_mxnet_gives_one_line_with_the_pin(tmp_path, version):
+    code = "try: import noisin\nexcept ImportError as error: print(error)"
+    result = python(code, PYTHONPATH=with_numpy(tmp_path, version))
+    assert result.stdout.count("\n") == 1, result.stderr
+    assert f"numpy {version}" in result.stdout
+    assert 'python -m pip install "numpy>=1.19,<1.24"' in result.stdout
+
+
+def test_a_numpy_that_works_passes(tmp_path):
+    assert python("import noisin", PYTHONPATH=with_numpy(tmp_path, "1.19.5")).returncode == 0
+
+
+def test_the_numpy_that_is_loaded_counts(tmp_path):
+    newer = "import types, sys; m = sys.modules['numpy'] = types.ModuleType('numpy'); m.__version__ = '2.0.0'"
+    result = python(f"{newer}; import noisin")
+    assert result.returncode == 1
+    assert "ImportError: noisin needs numpy>=1.19,<1.24" in result.stderr
+
+
+@pytest.mark.parametrize("how", ["script", "module"])
+def test_the_command_shows_the_line_without_a_traceback(tmp_path, how):
+    script = tmp_path / "noisin"
+    script.write_text("import sys\nfrom noisin.cli import main\nsys.exit(main())\n", encoding="utf-8")
+    command = [script] if how == "script" else ["-m", "noisin"]
+    result = run([sys.executable, *command, "--help"], PYTHONPATH=with_numpy(tmp_path, "2.4.6"))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"noisin: error: .*numpy 2\.4\.6.*\n", result.stderr)
+
+
+@pytest.mark.parametrize("role", ["server", "scheduler"])
+def test_a_cluster_role_that_would_block_the_import_is_refused(role):
+    result = python("import noisin", DMLC_ROLE=role)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"ImportError: DMLC_ROLE={role} is set")
+    assert python("import noisin", DMLC_ROLE="worker").returncode == 0
+
+
+def test_threads_are_set_before_mxnet_loads_and_only_if_the_user_has_not():
+    code = "import noisin, os, sys; print(os.environ['OMP_NUM_THREADS'], 'mxnet' in sys.modules)"
+    cores = len(os.sched_getaffinity(0))
+    assert python(code).stdout == f"{cores} False\n"
+    assert python(code, OMP_NUM_THREADS="").stdout == f"{cores} False\n"
+    assert python(code, OMP_NUM_THREADS="7").stdout == "7 False\n"
+
+
+def test_mxnet_before_noisin_is_warned_of_at_the_users_line():
+    code = "import sys, types; sys.modules['mxnet'] = types.ModuleType('mxnet'); import noisin"
+    result = python(code)
+    assert result.returncode == 0
+    assert "<string>:1: RuntimeWarning: mxnet was imported before noisin" in result.stderr
+    assert python(code, OMP_NUM_THREADS="1").stderr == ""
+
+
+def test_warnings_as_errors_do_not_stop_the_import_of_noisin_and_mxnet():
+    result = python("import noisin, mxnet, gluonnlp; print(noisin.__version__)", "-W", "error")
+    assert (result.stdout, result.stderr) == (f"{noisin.__version__}\n", "")
+
+
+def test_one_version_everywhere():
+    result = run([sys.executable, "setup.py", "--version"])
+    assert result.stdout.split()[-1:] == [noisin.__version__], result.stderr
+    assert f"\nversion: {noisin.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+# ---- the Makefile --------------------------------------------------------------------------------------------------
+
+
+def make(*arguments, cwd=ROOT, **env):
+    return run(["make", *arguments], cwd=cwd, **env)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Copy the little that make needs, where make-venv only says that it ran, and fails if there is a file `fail`."""
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    for name in ("Makefile", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    stub(
+        folder / "tools" / "make-venv",
+        "echo made; rm -rf .venv; mkdir -p .venv/bin; echo '#!/bin/sh' >.venv/bin/python; chmod +x .venv/bin/python\n"
+        "if [ -e fail ]; then exit 2; fi",
+    )
+    return folder
+
+
+def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(clone, tmp_path):
+    (clone / "fail").touch()
+    assert make("venv", cwd=clone).returncode == 2
+    assert make("venv", cwd=clone).stdout.count("made") == 1  # a stopped install is not believed
+    (clone / "fail").unlink()
+    assert make("venv", cwd=clone).stdout.count("made") == 1
+    assert make("venv", "test", "ptb", cwd=clone).stdout.count("made") == 0
+    for name in ("setup.py", "constraints.txt"):
+        (clone / name).touch()
+        assert make("test", cwd=clone).stdout.count("made") == 0
+        with open(clone / name, "a", encoding="utf-8") as file:
+            file.write("# a change\n")
+        assert make("test", cwd=clone).stdout.count("made") == 1
+        assert make("test", cwd=clone).stdout.count("made") == 0
+    (clone / ".venv" / "bin" / "python").unlink()
+    assert make("test", cwd=clone).stdout.count("made") == 1
+    copy = tmp_path / "copy"
+    shutil.copytree(clone, copy)
+    assert make("test", cwd=copy).stdout.count("made") == 1
+
+
+def test_two_makes_at_once_make_the_environment_once(clone):
+    stub(clone / "tools" / "make-venv", "echo made; sleep 1; mkdir -p .venv/bin; cp tools/make-venv .venv/bin/python")
+    both = [subprocess.Popen(["make", "venv"], cwd=clone, env=ENV, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert "".join(process.communicate(timeout=60)[0] for process in both).count("made") == 1
+    assert [process.returncode for process in both] == [0, 0]
+
+
+def test_clean_spares_corpora_results_and_runs(clone):
+    kept = ["data/ptb/ptb.train.txt", "experiments/results/table2/a.json", "runs/__pycache__/a", "src/noisin/noise.py"]
+    gone = [".venv/bin/python", "build/lib/a", "src/noisin.egg-info/a", "src/noisin/__pycache__/a", ".ruff_cache/a"]
+    for name in kept + gone:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).touch()
+    assert make("clean", cwd=clone).returncode == 0
+    assert [name for name in kept if not (clone / name).exists()] == []
+    assert [name for name in gone if (clone / name).exists()] == []
+
+
+def test_help_is_the_default_and_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.MULTILINE))
+    assert targets >= {"help", "test", "lint", "clean", "demo", "ptb", "wikitext2"}
+    result = make()
+    assert result.stdout == make("help").stdout
+    assert set(re.findall(r"^  ([a-z][\w-]*)  ", result.stdout, re.MULTILINE)) == targets
+
+
+def test_narrowing_reaches_the_command_unchanged():
+    plain = make("-n", "ptb").stdout.splitlines()[-1]
+    assert shlex.split(plain)[1:] == ["-m", "experiments", "ptb"]
+    narrowed = make("-n", "wikitext2", "METHODS=noisin* it's", "EPOCHS=2", "DTYPE=bfloat16", "ARGS=--quiet").stdout
+    assert shlex.split(narrowed.splitlines()[-1])[1:] == [
+        *("-m", "experiments", "wikitext2"),
+        *("--epochs", "2", "--methods", "noisin* it's", "--dtype", "bfloat16", "--quiet"),
+    ]

@@ -1,0 +1,235 @@
+"""A run from its first epoch to its record: resume, early stopping, divergence, and what the model learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from noisin import synthetic, training
+from noisin.checkpoint import RunDirectory, read_json
+from noisin.config import METHODS, Config
+from noisin.data import load_corpus
+from noisin.errors import UserError
+from noisin.training import initial_model, learning_rate, make_evaluator, train
+
+SMALL = {"hidden": 12, "batch_size": 8, "unroll": 10, "epochs": 4, "eval_samples": 3, "gamma": [0.3]}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """A few thousand words of the synthetic source."""
+    whole = load_corpus("synthetic")
+    return dataclasses.replace(whole, train=whole.train[:3000], valid=whole.valid[:600], test=whole.test[:600])
+
+
+def run(config, directory, corpus):
+    return train(config, directory, corpus, report=lambda line: None, progress=False)
+
+
+def without_times(record):
+    """The part of a record that a repetition must reproduce to the last bit."""
+    timed = ("started", "finished", "git")
+    kept = {key: value for key, value in record.items() if key not in timed}
+    kept["epochs"] = [
+        {key: value for key, value in epoch.items() if key not in ("seconds", "tokens_per_second")}
+        for epoch in record["epochs"]
+    ]
+    return kept
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process after an epoch."""
+
+
+def run_and_kill(config, directory, corpus, after_epoch):
+    def report(line):
+        if line.startswith("epoch") and int(line.split()[1]) == after_epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, directory, corpus, report=report, progress=False)
+
+
+@pytest.mark.parametrize("optimizer, rate", [("adam", 0.005), ("sgd", 0.5)])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_with_the_same_record_and_weights(tmp_path, corpus, method, optimizer, rate):
+    config = Config(method=method, optimizer=optimizer, learning_rate=rate, decay=0.5, decay_after=2, **SMALL)
+    whole = run(config, tmp_path / "whole", corpus)
+    run_and_kill(config, tmp_path / "parts", corpus, after_epoch=1)
+    run_and_kill(config, tmp_path / "parts", corpus, after_epoch=3)
+    parts = run(config, tmp_path / "parts", corpus)
+    assert without_times(parts) == without_times(whole)
+    assert len(parts["epochs"]) == 4
+    best = f"best-{whole['best_epoch']:04d}.params"
+    assert (tmp_path / "parts" / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
+
+
+def test_another_seed_gives_another_run(tmp_path, corpus):
+    records = [run(Config(seed=seed, **SMALL), tmp_path / str(seed), corpus) for seed in (1, 2)]
+    assert records[0]["valid_ppl"] != records[1]["valid_ppl"]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, corpus, monkeypatch):
+    config = Config(**SMALL)
+    record = run(config, tmp_path, corpus)
+    monkeypatch.setattr(training, "_Run", None)  # any training would fail
+    assert run(config, tmp_path, corpus) == record
+
+
+def test_a_directory_of_another_run_is_refused_by_name(tmp_path, corpus):
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
+    with pytest.raises(UserError, match=r"hidden was 12, is 13"):
+        run(Config(**{**SMALL, "hidden": 13}), tmp_path, corpus)
+    with pytest.raises(UserError, match=r"corpus_sha256 was"):
+        run(Config(**SMALL), tmp_path, dataclasses.replace(corpus, digest="0" * 64))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "other"])
+def test_damaged_weights_are_reported_not_used(tmp_path, corpus, damage):
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
+    weights = tmp_path / "epoch-0001.params"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "delete":
+        weights.unlink()
+    else:
+        mx.nd.save(str(weights), {"weight:decoder_bias": mx.nd.zeros(3)})
+    with pytest.raises(UserError, match="epoch-0001.params"):
+        run(Config(**SMALL), tmp_path, corpus)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"progress": {"nonsense": 1}}'])
+def test_a_damaged_state_file_is_one_clear_error(tmp_path, corpus, text):
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(UserError, match="state.json"):
+        run(Config(**SMALL), tmp_path, corpus)
+
+
+def test_early_stopping_keeps_and_tests_the_best_epoch(tmp_path, corpus, monkeypatch):
+    curve = iter([50.0, 40.0, 41.0, 39.0, 45.0, 44.0, 43.0])
+    config = Config(**{**SMALL, "epochs": 20, "patience": 2})
+    looks = []
+    original = training.make_evaluator
+
+    def make_evaluator(model, *rest):
+        evaluator = original(model, *rest)
+        clean, everything = evaluator.clean, evaluator.all
+        evaluator.clean = lambda tokens: next(curve) if tokens is corpus.valid else clean(tokens)
+        evaluator.all = lambda tokens, seed: looks.append(tokens) or everything(tokens, seed)
+        return evaluator
+
+    monkeypatch.setattr(training, "make_evaluator", make_evaluator)
+    record = run(config, tmp_path, corpus)
+    assert (record["status"], record["best_epoch"], record["valid_ppl"]) == ("early-stopped", 4, 39.0)
+    assert len(record["epochs"]) == 6
+    assert len(looks) == 1 and looks[0] is corpus.test  # test perplexity is looked at once
+    # The weights tested are those of epoch 4: a run of just four epochs ends with the same test perplexity.
+    monkeypatch.undo()
+    four = run(dataclasses.replace(config, epochs=4), tmp_path / "four", corpus)
+    assert four["best_epoch"] == 4 and record["test_ppl"] == four["test_ppl"]
+
+
+def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
+    config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", **{**SMALL, "clip": 1e6})
+    lines = []
+    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    assert record["status"] == "diverged" and record["test_ppl"] is None and record["valid_ppl"] is None
+    assert any("diverged in epoch 1" in line and "--learning-rate" in line for line in lines)
+    json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
+
+
+def test_the_learning_rate_halves_after_the_fourth_epoch():
+    config = Config(optimizer="sgd", learning_rate=1.0, decay=0.5, decay_after=4)
+    assert [learning_rate(config, epoch) for epoch in range(1, 8)] == [1, 1, 1, 1, 0.5, 0.25, 0.125]
+    assert {learning_rate(Config(), epoch) for epoch in (1, 5, 40)} == {0.001}
+
+
+def test_the_record_has_what_tools_read(tmp_path, corpus):
+    record = run(Config(method="noisin*", **SMALL), tmp_path, corpus)
+    assert record == read_json(tmp_path / "record.json")
+    expected = (
+        "corpus cell activation layers hidden method noise gamma seed dtype parameters epochs best_epoch valid_ppl "
+        "test_ppl status config git versions hardware started finished"
+    )
+    assert set(expected.split()) <= set(record)
+    assert set(record["epochs"][0]) == {"epoch", "train_ppl", "valid_ppl", "seconds", "tokens_per_second", "gamma"}
+    assert set(record["test_ppl"]) == {"clean", "bound", "averaged", "samples"}
+    assert set(record["versions"]) == {"mxnet", "gluonnlp", "numpy", "python", "noisin"}
+    assert record["status"] == "finished" and record["config"] == Config(method="noisin*", **SMALL).to_dict()
+    vocabulary, hidden = len(corpus.vocabulary), SMALL["hidden"]
+    weights = 2 * vocabulary * hidden + vocabulary + 2 * hidden * hidden + 2 * hidden
+    assert record["parameters"] == weights + 1  # rho, from which gamma is learned
+    assert record["gamma"] == record["epochs"][record["best_epoch"] - 1]["gamma"]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == record["epochs"]
+
+
+def test_train_perplexity_is_that_of_the_words_trained_on(tmp_path, corpus):
+    """With a rate of 0 nothing is learned: the training set scores as the evaluator scores it, but for its edges."""
+    config = Config(learning_rate=0.0, **{**SMALL, "epochs": 1})
+    record = run(config, tmp_path, corpus)
+    model = initial_model(config, len(corpus.vocabulary), mx.cpu())
+    expected = make_evaluator(model, config, corpus, mx.cpu()).clean(corpus.train)
+    assert record["epochs"][0]["train_ppl"] == pytest.approx(expected, rel=2e-3)
+    assert record["epochs"][0]["valid_ppl"] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["none", "noisin"])
+def test_a_trained_model_comes_close_to_the_floor_and_not_below_it(tmp_path, method):
+    """On the whole synthetic corpus: within 25% of the source's own perplexity, and no better than the source."""
+    corpus = load_corpus("synthetic")
+    config = Config(
+        method=method,
+        activation="tanh",
+        hidden=64,
+        learning_rate=0.003,
+        batch_size=20,
+        unroll=20,
+        epochs=9,
+        gamma=[0.3],
+    )
+    record = run(config, tmp_path, corpus)
+    ours = record["test_ppl"]["clean"]
+    assert ours < 1.25 * corpus.floor
+    # The source's score of the same words is the best there is, up to what chance allows on a finite split.
+    scores = synthetic.source().log_probabilities(corpus.test)
+    error = scores.std() / math.sqrt(len(scores))
+    assert math.log(ours) > -scores.mean() - 5 * error
+    assert abs(-scores.mean() - corpus.entropy_rate) < 5 * error
+    # Learning is what did it: the words' frequencies alone give several times as much.
+    frequencies = np.bincount(corpus.train, minlength=len(corpus.vocabulary)) / len(corpus.train)
+    assert math.exp(-np.log(frequencies[corpus.test]).mean()) > 4 * ours
+
+
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "noisin", "train", "--run-dir", str(tmp_path / "run"), "--hidden", "8"]
+    command += ["--epochs", "400", "--patience", "400", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "run" / "state.json").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == ["noisin: interrupted; the same command goes on from the last finished epoch"]
+    before = len(RunDirectory(tmp_path / "run").load().epochs)
+    assert 1 <= before < 400
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert again.stdout is not None
+    assert again.stdout.readline() == f"run {tmp_path / 'run'}\n"
+    assert again.stdout.readline() == f"going on after epoch {before}\n"
+    assert again.stdout.readline().split()[:2] == ["epoch", str(before + 1)]
+    again.kill()
+    again.communicate()
