@@ -77,7 +77,9 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
     if corpus.floor is not None:
         print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")
-    picture = (results if kept else RUNS / experiment.name) / "figure2.png"
+    # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
+    picture = RUNS / experiment.name / "figure2.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
     figure2(records, picture, experiment.title, corpus.floor)
     print(f"\nFigure: {picture}")
 

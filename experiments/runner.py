@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Sequence
 from tqdm import tqdm
 
 from experiments.records import file_record, find_record, load_records
+from noisin._environment import threads
 from noisin.checkpoint import read_json, write_json
 from noisin.config import Config
 
@@ -76,8 +77,7 @@ class _Processes:
         self._environment = dict(os.environ)
         if jobs > 1:
             # Cores are shared out: two runs of one thread make more words a second than two of two.
-            cores = int(os.environ["OMP_NUM_THREADS"])
-            self._environment["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
+            self._environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
 
     def run(self, config: Config) -> bool:
         """Run one configuration to its end; whether it has left a record."""

@@ -312,3 +312,15 @@ def test_narrowing_reaches_the_command_unchanged():
         *("-m", "experiments", "wikitext2"),
         *("--epochs", "2", "--methods", "noisin* it's", "--dtype", "bfloat16", "--quiet"),
     ]
+
+
+@pytest.mark.parametrize("threads", ["0", "two", "1,2"])
+def test_a_number_of_threads_that_is_none_is_one_line(threads):
+    result = subprocess.run(
+        [sys.executable, "-m", "noisin", "--version"],
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number of at least 1\n"

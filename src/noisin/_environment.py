@@ -61,12 +61,20 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Count the threads that MXNet computes with."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2))
+
+
 def set_threads() -> None:
     """Let MXNet use every usable core, unless OMP_NUM_THREADS says otherwise.
 
     By itself MXNet takes half of the processors it sees, and it looks only once, while it is imported.
     """
-    if os.environ.get("OMP_NUM_THREADS"):
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given:
+        if not given.isdigit() or int(given) == 0:
+            raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number of at least 1")
         return
     if "mxnet" in sys.modules:
         warnings.warn(
@@ -94,11 +102,11 @@ def prepare() -> None:
         check_python()
         check_numpy()
         check_cluster_role()
+        set_threads()
     except ImportError as error:
         # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
         # helps. While Python still looks for the module of `python -m noisin`, sys.argv[0] is "-m".
         if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m"):
             raise SystemExit(f"noisin: error: {error}") from None
         raise
-    set_threads()
     silence_import_warnings()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 import platform
 import subprocess
 import time
@@ -17,6 +16,7 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 
 import noisin
+from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory, read_json
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
@@ -301,7 +301,7 @@ def make_record(
             **{name: metadata.version(name) for name in ("mxnet", "gluonnlp", "numpy")},
             "noisin": noisin.__version__,
         },
-        "hardware": {"cpu": _cpu_name(), "threads": int(os.environ["OMP_NUM_THREADS"]), "device": str(device)},
+        "hardware": {"cpu": _cpu_name(), "threads": threads(), "device": str(device)},
         "started": progress.started,
         "finished": _now(),
     }
