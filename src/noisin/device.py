@@ -38,7 +38,7 @@ def find_device(name: str = "auto") -> mx.Context:
 
 def _why_unusable(index: int) -> str:
     """What keeps GPU `index` from being used, or nothing."""
-    if not mx.runtime.feature_list() or not mx.runtime.Features().is_enabled("CUDA"):
+    if not mx.runtime.Features().is_enabled("CUDA"):
         return "this MXNet was built for the CPU only (a GPU needs mxnet-cu117 in place of mxnet)"
     try:
         count = mx.context.num_gpus()

@@ -9,7 +9,7 @@ import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import mxnet as mx
 from mxnet import autograd, gluon
@@ -160,8 +160,8 @@ class _Run:
         self.directory.save(self.model, self.trainer, self.progress)
         self.report(_epoch_line(entry, improved=self.progress.best_epoch == epoch))
 
-    def _pass_over_training_set(self, epoch: int) -> Any:
-        """One epoch of updates; returns (train perplexity, words)."""
+    def _pass_over_training_set(self, epoch: int) -> Tuple[float, int]:
+        """One epoch of updates; returns train perplexity, with the noise on, and the number of words."""
         config, tokens = self.config, self.corpus.train
         parameters = [p for p in self.model.collect_params().values() if p.grad_req != "null"]
         gradients = [p.grad(self.device) for p in parameters]
@@ -276,7 +276,7 @@ def make_record(
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
     parameters = model.collect_params().values()
     return {
-        "corpus": config.corpus if corpus.name == config.corpus else corpus.name,
+        "corpus": corpus.name,
         "cell": config.cell,
         "activation": config.activation,
         "layers": config.layers,
