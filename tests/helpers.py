@@ -209,6 +209,7 @@ def numpy_unroll(cell, activation, weights, inputs, states, masks=(1, 1, 1), dev
 
     `weights` is (i2h_weight, i2h_bias, h2h_weight, h2h_bias), `deviations` gamma * eps of each step (T, B, H).
     """
+
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
 

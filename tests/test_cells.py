@@ -131,8 +131,10 @@ def gluon_layers(cell, activation, fused):
 
 def copy_weights(source, target):
     """By order: the fused layers put an `l0_` of their own into the names."""
-    source, target = ([p for p in block.collect_params().values() if p.name.endswith(("weight", "bias"))]
-                      for block in (source, target))
+    source, target = (
+        [p for p in block.collect_params().values() if p.name.endswith(("weight", "bias"))]
+        for block in (source, target)
+    )
     assert len(source) == len(target)
     for one, other in zip(source, target):
         assert one.name.split("_")[-2:] == other.name.split("_")[-2:]
@@ -430,11 +432,14 @@ def test_noise_and_dropout_together_are_refused():
         make_cells("rnn", HIDDEN, 1, INPUTS, "tanh", noises=[make_noise()], dropout=RATES)
 
 
-@pytest.mark.parametrize("kind, check", [
-    ("orthogonal", lambda block: np.abs(block @ block.T - np.eye(HIDDEN)).max() < 1e-5),
-    ("identity", lambda block: (block == np.eye(HIDDEN)).all()),
-    ("uniform", lambda block: 0.02 < np.abs(block).max() <= 0.1),
-])
+@pytest.mark.parametrize(
+    "kind, check",
+    [
+        ("orthogonal", lambda block: np.abs(block @ block.T - np.eye(HIDDEN)).max() < 1e-5),
+        ("identity", lambda block: (block == np.eye(HIDDEN)).all()),
+        ("uniform", lambda block: 0.02 < np.abs(block).max() <= 0.1),
+    ],
+)
 @pytest.mark.parametrize("cell, activation", [("rnn", "tanh"), ("lstm", None), ("gru", None)])
 def test_recurrent_weights_start_as_told_gate_by_gate(cell, activation, kind, check):
     stacks = [make_cells(cell, HIDDEN, 1, INPUTS, activation, recurrent_init=kind, forget_bias=1.5) for _ in range(3)]

@@ -129,8 +129,9 @@ def test_hybridized_equals_imperative_gradients_too(method, samples, hybrid):
 def test_bfloat16_loss_is_close_and_not_the_same():
     model = make_language_model()
     inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, B)
-    exact, rounded = (score(AveragedLikelihood(model, T, 1, d), inputs, targets, states)[0]
-                      for d in ("float32", "bfloat16"))
+    exact, rounded = (
+        score(AveragedLikelihood(model, T, 1, d), inputs, targets, states)[0] for d in ("float32", "bfloat16")
+    )
     np.testing.assert_allclose(rounded, exact, rtol=0.02)
     assert (rounded != exact).any()
 

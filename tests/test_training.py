@@ -149,6 +149,16 @@ def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
 
+def test_options_that_do_not_act_do_not_tell_runs_apart():
+    assert Config(method="none", gamma=[0.7], dropout_states=0.5, lower_bound=0.3) == Config(method="none")
+    assert Config(method="dropout", gamma=[0.7]) == Config(method="dropout")
+    assert Config(method="noisin", lower_bound=0.15) == Config(method="noisin")
+    assert Config(method="noisin", gamma=[0.7]) != Config(method="noisin")
+    assert Config(method="noisin*", lower_bound=0.15) != Config(method="noisin*")
+    assert Config(method="dropout", dropout_states=0.5) != Config(method="dropout")
+    assert Config(cell="lstm", activation="tanh") == Config(cell="lstm")
+
+
 def test_the_learning_rate_halves_after_the_fourth_epoch():
     config = Config(optimizer="sgd", learning_rate=1.0, decay=0.5, decay_after=4)
     assert [learning_rate(config, epoch) for epoch in range(1, 8)] == [1, 1, 1, 1, 0.5, 0.25, 0.125]

@@ -188,7 +188,18 @@ class GRUCell(ProjectedCell, rnn.GRUCell):
 CELLS: Dict[str, Type[ProjectedCell]] = {"rnn": ElmanCell, "lstm": LSTMCell, "gru": GRUCell}
 
 
-class NoisyCell(ModifierCell):
+class WrapperCell(ModifierCell):
+    """A modifier under which a cell's weights keep the names that they have in `save_parameters` without it."""
+
+    def _collect_params_with_prefix(self, prefix: str = "") -> Dict[str, Any]:
+        named = self.base_cell._collect_params_with_prefix(prefix)
+        for name, child in self._children.items():
+            if child is not self.base_cell:
+                named.update(child._collect_params_with_prefix(f"{prefix}.{name}" if prefix else name))
+        return named
+
+
+class NoisyCell(WrapperCell):
     r"""Inject unbiased noise into the hidden state of a cell: NOISIN (paper, section 3).
 
     .. math:: h_t = f(x_t, z_{t-1}), \quad z_t \sim noise(h_t, \gamma), \quad E[z_t | z_{t-1}] = h_t
@@ -242,7 +253,7 @@ class NoisyCell(ModifierCell):
             return self.base_cell.unroll(length, inputs, begin_state, layout, merge_outputs, noise=self.noise)
 
 
-class VariationalDropoutCell(ModifierCell):
+class VariationalDropoutCell(WrapperCell):
     r"""Dropout with one mask a sequence on inputs, recurrent state and outputs (Gal and Ghahramani, 2016).
 
     .. math:: h_t = f(m_x x_t,\; m_h h_{t-1}), \quad y_t = m_y h_t, \quad m \sim Bernoulli(1 - p) / (1 - p)

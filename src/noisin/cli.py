@@ -114,7 +114,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """An argument for each field of Config, explained by its metadata."""
     groups: Dict[str, Any] = {}
-    defaults = Config()
     for entry in dataclasses.fields(Config):
         name = entry.metadata["group"]
         groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
@@ -125,7 +124,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             metavar=None if entry.metadata["choices"] else _METAVARS.get(str(entry.type), "TEXT"),
             # Not the default itself: what is not given comes from --config, or else from Config.
             default=argparse.SUPPRESS,
-            help=f"{entry.metadata['help']} (default: {_show(getattr(defaults, entry.name))})",
+            help=f"{entry.metadata['help']} (default: {_show(entry.metadata['default'])})",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -24,9 +25,9 @@ def option(
     group: str = "model",
 ) -> Any:
     """Declare an option: its default, its explanation, and the closed range or the choices of its values."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "group": group}
+    metadata = {"default": default, "help": help, "choices": choices, "low": low, "high": high, "group": group}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -34,7 +35,9 @@ def option(
 class Config:
     """What defines a run's result: two runs of equal configuration are the same run.
 
-    Each field's meaning, range and value in the paper are in its `option`; `noisin train --help` prints them.
+    Options that do not act (the noise of a model without any, say) are set to their defaults, so that they do not tell
+    runs apart. Each field's meaning, range and value in the paper are in its `option`, which `noisin train --help`
+    prints.
 
     Raises
     ------
@@ -72,7 +75,7 @@ class Config:
         "additive", "how the noise acts (paper: additive)", choices=("additive", "multiplicative"), group="noise"
     )
     gamma: List[float] = option(
-        [0.1], "spread: one for all layers or one a layer; a learned one starts here", low=0, high=1e3, group="noise"
+        [0.2], "spread: one for all layers or one a layer; a learned one starts here", low=0, high=1e3, group="noise"
     )
     lower_bound: float = option(
         0.1, "what a learned gamma never falls below (paper: 0.1)", low=0, high=1e3, group="noise"
@@ -125,7 +128,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if self.cell != "rnn" and self.activation is not None:
+        if self.cell != "rnn":
             object.__setattr__(self, "activation", None)  # LSTM and GRU have their own
         for entry in dataclasses.fields(self):
             _check(entry, getattr(self, entry.name))
@@ -144,6 +147,15 @@ class Config:
                     f"gamma starts at {min(starts)} with lower_bound {self.lower_bound}: a learned gamma must start "
                     "above its bound"
                 )
+
+        self._forget_what_does_not_act()
+
+    def _forget_what_does_not_act(self) -> None:
+        acting = {"dropout": self.method == "dropout", "noise": self.method in ("noisin", "noisin*")}
+        for entry in dataclasses.fields(self):
+            group = entry.metadata["group"]
+            if not acting.get(group, True) or (entry.name == "lower_bound" and self.method != "noisin*"):
+                object.__setattr__(self, entry.name, copy.copy(entry.metadata["default"]))
 
     def layer_gammas(self) -> List[float]:
         """One spread a layer, bottom first."""

@@ -299,7 +299,8 @@ class Noise(HybridBlock):
         self._lower_bound = lower_bound
         with self.name_scope():
             if learned:
-                rho = math.log(math.expm1(gamma - lower_bound))
+                above = gamma - lower_bound
+                rho = above + math.log(-math.expm1(-above))  # softplus's inverse, without overflow
                 self.rho = self.params.get("rho", shape=(1,), init=mx.init.Constant(rho), wd_mult=0.0)
             else:
                 self.fixed_gamma = self.params.get(
@@ -314,7 +315,8 @@ class Noise(HybridBlock):
         return float((self._softplus(mx.nd, value) if learned else value).asscalar())
 
     def _softplus(self, F: Any, rho: Any) -> Any:
-        return F.Activation(rho, act_type="softrelu") + self._lower_bound
+        # oneDNN's softrelu is off by 2e-6, below 0 where it should be nearly 0.
+        return F.relu(F.Activation(rho, act_type="softrelu")) + self._lower_bound
 
     def deviation(self, F: Any, like: Any) -> Any:
         """Draw gamma * eps of the shape of `like`: the relative or absolute deviation, 0 in predict mode."""

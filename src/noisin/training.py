@@ -113,6 +113,7 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.corpus, self.device = config, directory, corpus, device
         self.report, self.show_bar = report, progress
+        self.revision = _git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.objective = AveragedLikelihood(self.model, config.unroll, config.samples, config.dtype)
         self.objective.hybridize(static_alloc=True, static_shape=True)
@@ -209,7 +210,7 @@ class _Run:
         if self.progress.best_epoch is not None:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
-        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
+        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
         self.directory.finish(record)
         self.report(_summary_line(record))
         return record
@@ -271,6 +272,7 @@ def make_record(
     test_ppl: Optional[Dict[str, Any]],
     corpus: Corpus,
     device: mx.Context,
+    revision: Optional[str],
 ) -> Dict[str, Any]:
     """The record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
@@ -295,7 +297,7 @@ def make_record(
         "config": config.to_dict(),
         "corpus_sha256": corpus.digest,
         "floor_ppl": corpus.floor,
-        "git": _git_revision(),
+        "git": revision,
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("mxnet", "gluonnlp", "numpy")},
