@@ -198,6 +198,25 @@ class WrapperCell(ModifierCell):
                 named.update(child._collect_params_with_prefix(f"{prefix}.{name}" if prefix else name))
         return named
 
+    def unroll(
+        self,
+        length: int,
+        inputs: Any,
+        begin_state: Optional[List[Any]] = None,
+        layout: str = "NTC",
+        merge_outputs: Optional[bool] = None,
+        valid_length: Any = None,
+    ) -> Tuple[Any, List[Any]]:
+        """As `ProjectedCell.unroll`: noise of all steps in one draw, masks as `begin_state` holds them."""
+        if valid_length is not None:
+            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
+        return self._unroll(length, inputs, begin_state, layout, merge_outputs)
+
+    def _unroll(
+        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
+    ) -> Tuple[Any, List[Any]]:
+        raise TypeError(f"{type(self).__name__} does not define _unroll")
+
 
 class NoisyCell(WrapperCell):
     r"""Inject unbiased noise into the hidden state of a cell: NOISIN (paper, section 3).
@@ -237,18 +256,9 @@ class NoisyCell(WrapperCell):
         noisy = self.noise(hidden)
         return noisy, [noisy] + states[1:]
 
-    def unroll(
-        self,
-        length: int,
-        inputs: Any,
-        begin_state: Optional[List[Any]] = None,
-        layout: str = "NTC",
-        merge_outputs: Optional[bool] = None,
-        valid_length: Any = None,
+    def _unroll(
+        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
     ) -> Tuple[Any, List[Any]]:
-        """As `ProjectedCell.unroll`, with the noise of all steps in one draw."""
-        if valid_length is not None:
-            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         with _unmodified(self.base_cell):
             return self.base_cell.unroll(length, inputs, begin_state, layout, merge_outputs, noise=self.noise)
 
@@ -316,18 +326,9 @@ class VariationalDropoutCell(WrapperCell):
         outputs, states = self.unroll(1, F.expand_dims(inputs, axis=0), states, layout="TNC", merge_outputs=False)
         return outputs[0], states
 
-    def unroll(
-        self,
-        length: int,
-        inputs: Any,
-        begin_state: Optional[List[Any]] = None,
-        layout: str = "NTC",
-        merge_outputs: Optional[bool] = None,
-        valid_length: Any = None,
+    def _unroll(
+        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
     ) -> Tuple[Any, List[Any]]:
-        """As `ProjectedCell.unroll`, under the masks that `begin_state` holds."""
-        if valid_length is not None:
-            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
         begin_state = _get_begin_state(self, F, begin_state, inputs, batch_size)
         states, masks = begin_state[: -len(MASKS)], begin_state[-len(MASKS) :]
