@@ -7,7 +7,7 @@ from typing import Tuple
 
 from experiments.declared import EXPERIMENTS
 from experiments.records import RESULTS, load_records, markdown, table
-from noisin.checkpoint import write_aside
+from noisin.checkpoint import write_file
 from noisin.errors import UserError
 from noisin.figures import figure2
 
@@ -45,4 +45,4 @@ def update_readme() -> None:
             figure2(records, RESULTS / experiment.name / "figure2.png", experiment.title)
     before, _, after = split_readme(README.read_text(encoding="utf-8"))
     text = f"{before}\n\n{results_section()}\n\n{after}"
-    write_aside(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -26,7 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisin import data, synthetic
+from noisin import published as published_corpora
 from noisin.errors import UserError
+from noisin.files import write_bytes
+from noisin.published import PublishedCorpus, Source
 
 # A made-up corpus with an empty line in every split; "wug" is unseen in training.
 TEXT = {
@@ -68,12 +71,12 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NOISIN_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(data, "BACKOFF", 0.0)
+    monkeypatch.setattr(published_corpora, "BACKOFF", 0.0)
     return tmp_path
 
 
 @pytest.fixture
-def fake_ptb(alone: Path, monkeypatch: pytest.MonkeyPatch) -> data.PublishedCorpus:
+def fake_ptb(alone: Path, monkeypatch: pytest.MonkeyPatch) -> PublishedCorpus:
     """The made-up corpus in the place of the Penn Treebank, to be downloaded from nowhere."""
     published = dataclasses.replace(
         data.PUBLISHED["ptb"],
@@ -222,7 +225,7 @@ def test_unreadable_file(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------- published corpora, search order
 
 
-def test_search_order(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_order(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def place(root: str) -> Path:
         return write_folder(alone / root / "ptb", pattern=fake_ptb.file)
 
@@ -242,7 +245,7 @@ def test_search_order(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: 
     assert "argument/ptb/ptb.test.txt" in fails("ptb", data_dir=str(alone / "argument"))
 
 
-def test_wrong_checksum_and_truncated_file(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+def test_wrong_checksum_and_truncated_file(fake_ptb: PublishedCorpus, alone: Path) -> None:
     folder = write_folder(alone / "data" / "ptb", pattern=fake_ptb.file)
     path = folder / "ptb.train.txt"
     path.write_bytes(TEXT["train"].replace(b"blick", b"block"))
@@ -257,13 +260,13 @@ def test_wrong_checksum_and_truncated_file(fake_ptb: data.PublishedCorpus, alone
     assert "directory" in fails("ptb")
 
 
-def test_without_download(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+def test_without_download(fake_ptb: PublishedCorpus, alone: Path) -> None:
     message = fails("ptb", download=False)
     assert "data/ptb/ptb.train.txt" in message and "missing" in message and "NOISIN_DATA" in message
     assert list(alone.iterdir()) == []
 
 
-def test_incomplete_folder_of_the_users(fake_ptb: data.PublishedCorpus, alone: Path) -> None:
+def test_incomplete_folder_of_the_users(fake_ptb: PublishedCorpus, alone: Path) -> None:
     folder = write_folder(alone / "mine" / "ptb", pattern=fake_ptb.file)
     (folder / "ptb.valid.txt").unlink()
     message = fails("ptb", data_dir=str(alone / "mine"))
@@ -297,14 +300,14 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
-    def deliver(self, prefix: str, text: Dict[str, bytes] = TEXT, status: int = 200, cut: int = 0) -> data.Source:
+    def deliver(self, prefix: str, text: Dict[str, bytes] = TEXT, status: int = 200, cut: int = 0) -> Source:
         for split, content in text.items():
             self.answers[f"/{prefix}/{split}.txt"] = (status, content, cut)
-        return data.Source(f"{self.url}/{prefix}/{{split}}.txt")
+        return Source(f"{self.url}/{prefix}/{{split}}.txt")
 
-    def archive(self, name: str, content: bytes, member: str) -> data.Source:
+    def archive(self, name: str, content: bytes, member: str) -> Source:
         self.answers[f"/{name}"] = (200, content, 0)
-        return data.Source(f"{self.url}/{name}", member)
+        return Source(f"{self.url}/{name}", member)
 
 
 @pytest.fixture
@@ -315,7 +318,7 @@ def server(alone: Path) -> Iterator[Server]:
     running.http.server_close()
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, *sources: data.Source) -> None:
+def offer(monkeypatch: pytest.MonkeyPatch, *sources: Source) -> None:
     monkeypatch.setitem(data.PUBLISHED, "ptb", dataclasses.replace(data.PUBLISHED["ptb"], sources=sources))
 
 
@@ -328,7 +331,7 @@ def downloaded(alone: Path) -> Dict[str, bytes]:
 GOOD = {f"data/ptb/ptb.{split}.txt": content for split, content in TEXT.items()}
 
 
-def test_download(fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download(fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, server.deliver("good"))
     assert words(data.load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
@@ -337,7 +340,7 @@ def test_download(fake_ptb: data.PublishedCorpus, alone: Path, server: Server, m
     assert len(server.requests) == 3, "what is there is not downloaded again"
     (alone / "data/ptb/ptb.valid.txt").unlink()
     data.load_corpus("ptb")
-    assert server.requests[3:] == [("/good/valid.txt", data.USER_AGENT)]
+    assert server.requests[3:] == [("/good/valid.txt", published_corpora.USER_AGENT)]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +355,7 @@ def test_download(fake_ptb: data.PublishedCorpus, alone: Path, server: Server, m
     ],
 )
 def test_bad_candidate_and_fallback(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
     fault: dict, reason: str, requests: int,
 ) -> None:  # fmt: skip
     bad = server.deliver("bad", **fault)
@@ -366,11 +369,11 @@ def test_bad_candidate_and_fallback(
     assert downloaded(alone) == GOOD
 
 
-def test_no_network_fails_at_once(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_fails_at_once(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         urls = [f"http://127.0.0.1:{closed.getsockname()[1]}/{i}" for i in range(3)]
-        offer(monkeypatch, *map(data.Source, urls))
+        offer(monkeypatch, *map(Source, urls))
         start = time.perf_counter()
         message = fails("ptb")
     assert time.perf_counter() - start < 5
@@ -378,19 +381,17 @@ def test_no_network_fails_at_once(fake_ptb: data.PublishedCorpus, alone: Path, m
     assert downloaded(alone) == {}
 
 
-def test_silent_server(fake_ptb: data.PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "TIMEOUT", 0.1)
+def test_silent_server(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_corpora, "TIMEOUT", 0.1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        offer(monkeypatch, data.Source(f"http://127.0.0.1:{silent.getsockname()[1]}/x"))
+        offer(monkeypatch, Source(f"http://127.0.0.1:{silent.getsockname()[1]}/x"))
         assert "timed out" in fails("ptb")
 
 
-def test_slow_server(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data, "PATIENCE", 0.0)
+def test_slow_server(fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_corpora, "PATIENCE", 0.0)
     offer(monkeypatch, server.deliver("good"))
     assert "not finished after" in fails("ptb")
 
@@ -418,7 +419,7 @@ ARCHIVES = pytest.mark.parametrize(("pack", "name"), [(zipped, "a.zip"), (tarred
 
 @ARCHIVES
 def test_archive_with_a_member_that_points_outside(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
 ) -> None:  # fmt: skip
     members = {"../evil.txt": b"evil", f"{alone}/evil.txt": b"evil"}
     members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
@@ -430,7 +431,7 @@ def test_archive_with_a_member_that_points_outside(
 
 @ARCHIVES
 def test_archive_without_the_members(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
 ) -> None:  # fmt: skip
     members = {f"../in/{split}.txt": content for split, content in TEXT.items()}
     offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
@@ -440,7 +441,7 @@ def test_archive_without_the_members(
 
 @ARCHIVES
 def test_damaged_archive(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
 ) -> None:  # fmt: skip
     whole = pack({f"in/{split}.txt": content * 99 for split, content in TEXT.items()})
     flipped = bytearray(whole)
@@ -452,15 +453,15 @@ def test_damaged_archive(
 
 
 def test_tar_whose_other_members_are_huge(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(published_corpora, "MAX_UNPACKED", 1000)
     offer(monkeypatch, server.archive("a.tgz", tarred({"zeros": bytes(2000)}), "in/{split}.txt"))
     assert "unpacks to more than 1,000 bytes" in fails("ptb")
 
 
 def test_tar_of_the_original_names_its_members_with_a_dot(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = {f"./in/{split}.txt": content for split, content in TEXT.items()}
     offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
@@ -468,7 +469,7 @@ def test_tar_of_the_original_names_its_members_with_a_dot(
 
 
 def test_data_folder_cannot_be_written(
-    fake_ptb: data.PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (alone / "data").write_bytes(b"in the way")
     offer(monkeypatch, server.deliver("good"))
@@ -482,7 +483,7 @@ def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        data._write(alone / "file", b"content")
+        write_bytes(alone / "file", b"content")
     assert list(alone.iterdir()) == []
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # jupyter_core's, on some versions, about where its settings lie
+    import nbformat
+    from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 

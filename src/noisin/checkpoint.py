@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
@@ -26,6 +25,7 @@ from mxnet.gluon import Block, Trainer
 
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
+from noisin.files import write_whole
 
 
 @dataclass
@@ -131,7 +131,7 @@ class RunDirectory:
             files["best"] = {"name": best.name, "sha256": digests["best"]}
         write_json(self.path / "state.json", {"files": files, "progress": dataclasses.asdict(progress)})
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
-        write_aside(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
         for old in self.path.glob("*.params"):
             if old.name not in {entry["name"] for entry in files.values()}:
                 old.unlink()
@@ -204,27 +204,20 @@ def _set_optimizer(trainer: Trainer, arrays: Mapping[str, mx.nd.NDArray], update
     optimizer.num_update = updates
 
 
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file, flush it to disk, and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """As `write_whole`, with a UserError that names the file where it cannot be written."""
     try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        write_whole(path, write)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     except mx.MXNetError:  # from mx.nd.save, which does not say why
         raise UserError(f"cannot write {path}: is the disk full, or the folder read-only?") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON aside and rename; a value that JSON cannot hold (NaN) is an error of ours."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_aside(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Dict[str, Any]:
@@ -253,7 +246,7 @@ def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:
         mx.nd.save(str(temporary), arrays)
         digest.append(_sha256(temporary))
 
-    write_aside(path, write)
+    write_file(path, write)
     return digest[0]
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from noisin.checkpoint import write_aside
+from noisin.checkpoint import write_file
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart; dashes and markers for print in grey.
 STYLES = {
@@ -63,7 +63,7 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
-    write_aside(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:

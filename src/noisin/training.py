@@ -65,6 +65,7 @@ def train(
     UserError
         If the directory holds a run of another configuration, or cannot be written.
     """
+    training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
     directory = RunDirectory(run_directory)
     directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
     report(f"run {directory.path}")
