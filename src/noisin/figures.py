@@ -41,8 +41,8 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
         A perplexity that no model can beat, drawn as a line.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    validation, training = figure.subplots(1, 2, sharey=True)
-    for record in records:
+    validation, training = figure.subplots(1, 2)
+    for record in sorted(records, key=lambda record: (list(STYLES).index(record["method"]), record["seed"])):
         epochs = [entry["epoch"] for entry in record["epochs"]]
         style = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": _label(record, records)}
         for axes, key in ((validation, "valid_ppl"), (training, "train_ppl")):
@@ -53,8 +53,8 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     _label_axes(validation, "validation, noise off (★ best epoch)")
     _label_axes(training, "training, noise on")
     validation.set_ylabel("perplexity a word (log scale)")
-    validation.set_ylim(*_limits(records, floor))
-    for axes in (validation, training):
+    for axes, key in ((validation, "valid_ppl"), (training, "train_ppl")):
+        axes.set_ylim(*_limits(records, key, floor))
         if floor is not None:
             axes.axhline(floor, color="#777777", linewidth=1)
             place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
@@ -88,10 +88,9 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _limits(records: Sequence[Mapping[str, Any]], floor: Optional[float]) -> Any:
-    """From just below the lowest curve to where the first epoch's descent no longer hides the differences."""
-    values = [entry[key] for record in records for entry in record["epochs"] for key in ("train_ppl", "valid_ppl")]
-    best = [record["valid_ppl"] for record in records if record["valid_ppl"]]
-    if not values or not best:
+def _limits(records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float]) -> Any:
+    """From just below the lowest point to where the first epochs' descent no longer hides the differences."""
+    lowest = [min(entry[key] for entry in record["epochs"]) for record in records if record["epochs"]]
+    if not lowest:
         return None, None
-    return 0.92 * min([*values, floor or values[0]]), 1.9 * max(best)
+    return 0.96 * min([*lowest, floor or lowest[0]]), 1.5 * max(lowest)
