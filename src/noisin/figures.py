@@ -53,8 +53,9 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     _label_axes(validation, "validation, noise off (★ best epoch)")
     _label_axes(training, "training, noise on")
     validation.set_ylabel("perplexity a word (log scale)")
-    for axes, key in ((validation, "valid_ppl"), (training, "train_ppl")):
-        axes.set_ylim(*_limits(records, key, floor))
+    validation.set_ylim(*_limits(records, "valid_ppl", floor, headroom=1.5))
+    training.set_ylim(*_limits(records, "train_ppl", floor, headroom=2.2))
+    for axes in (validation, training):
         if floor is not None:
             axes.axhline(floor, color="#777777", linewidth=1)
             place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
@@ -88,9 +89,9 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _limits(records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float]) -> Any:
-    """From just below the lowest point to where the first epochs' descent no longer hides the differences."""
+def _limits(records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float], headroom: float) -> Any:
+    """From just below the lowest point to `headroom` times the highest minimum: the first descent hides the rest."""
     lowest = [min(entry[key] for entry in record["epochs"]) for record in records if record["epochs"]]
     if not lowest:
         return None, None
-    return 0.96 * min([*lowest, floor or lowest[0]]), 1.5 * max(lowest)
+    return 0.96 * min([*lowest, floor or lowest[0]]), headroom * max(lowest)
