@@ -58,6 +58,10 @@ wikitext2: $(STAMP) ## the same on WikiText-2
 results: $(STAMP) ## rewrite the README's tables and figures from the committed records
 	@$(PY) -m experiments readme
 
+.PHONY: bench
+bench: $(STAMP) ## time training steps against the limit of the matrix products and against peers; half an hour
+	@$(PY) -m benchmarks $(ARGS)
+
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -68,7 +72,7 @@ test: $(STAMP) ## run the tests
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy src/noisin experiments
+	@$(PY) -m mypy src/noisin experiments benchmarks
 
 .PHONY: clean
 clean: ## remove .venv, caches and build outputs; corpora in data/, results and runs/ stay

@@ -82,7 +82,7 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_yscale("log")
     axes.set_xlim(left=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import mxnet as mx
-from mxnet import autograd, gluon
 from tqdm import tqdm
 
 import noisin
@@ -22,14 +21,11 @@ from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.evaluation import Evaluator
 from noisin.model import LanguageModel, make_model
-from noisin.objective import AveragedLikelihood, perplexity
+from noisin.objective import perplexity
+from noisin.step import Diverged, TrainingStep
 
 # A step whose loss per word is this many times that of a uniform guess is an explosion, not a bad start.
 EXPLOSION = 3.0
-
-
-class Diverged(Exception):
-    """The loss stopped being a finite, sensible number."""
 
 
 def train(
@@ -76,30 +72,6 @@ def train(
     return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
 
 
-class _LaggedSum:
-    """Adds up batch losses without stalling MXNet's engine: a loss is read when the next batch has been queued."""
-
-    def __init__(self, ceiling: float) -> None:
-        self.total = 0.0
-        self.count = 0
-        self._ceiling = ceiling
-        self._unread: Optional[mx.nd.NDArray] = None
-
-    def add(self, loss: mx.nd.NDArray) -> None:
-        unread, self._unread = self._unread, loss
-        if unread is not None:
-            value = float(unread.asscalar())
-            if not value <= self._ceiling:  # also catches NaN
-                raise Diverged(f"batch {self.count + 1} has a loss of {value:.4g}; {self._ceiling:.4g} is the most")
-            self.total += value
-            self.count += 1
-
-    def finish(self) -> float:
-        """The sum, with the last loss."""
-        self.add(None)
-        return self.total
-
-
 class _Run:
     """A run in memory: model, optimizer and progress."""
 
@@ -116,14 +88,11 @@ class _Run:
         self.report, self.show_bar = report, progress
         self.revision = _git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
-        self.objective = AveragedLikelihood(self.model, config.unroll, config.samples, config.dtype)
-        self.objective.hybridize(static_alloc=True, static_shape=True)
+        self.step = TrainingStep(self.model, config, device)
         self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
-        options = {"learning_rate": config.learning_rate, "wd": config.weight_decay}
-        self.trainer = gluon.Trainer(self.model.collect_params(), config.optimizer, options, kvstore=None)
         self.progress = directory.load() or Progress(started=_now())
         if self.progress.epochs:
-            directory.restore(self.model, self.trainer, self.progress)
+            directory.restore(self.model, self.step.trainer, self.progress)
             report(f"going on after epoch {len(self.progress.epochs)}")
 
     def train(self) -> Dict[str, Any]:
@@ -134,7 +103,7 @@ class _Run:
     def _train_epoch(self, epoch: int) -> None:
         # MXNet cannot save its random state: each epoch starts from a state of its own, so that a resumed run is exact.
         mx.random.seed(_stream(self.config.seed, epoch))
-        self.trainer.set_learning_rate(learning_rate(self.config, epoch))
+        self.step.trainer.set_learning_rate(learning_rate(self.config, epoch))
         start = time.perf_counter()
         try:
             train_ppl, words = self._pass_over_training_set(epoch)
@@ -159,41 +128,38 @@ class _Run:
         }
         self.progress.epochs.append(entry)
         self._judge(entry)
-        self.directory.save(self.model, self.trainer, self.progress)
+        self.directory.save(self.model, self.step.trainer, self.progress)
         self.report(_epoch_line(entry, improved=self.progress.best_epoch == epoch))
 
     def _pass_over_training_set(self, epoch: int) -> Tuple[float, int]:
         """One epoch of updates; returns train perplexity, with the noise on, and the number of words."""
         config, tokens = self.config, self.corpus.train
-        parameters = [p for p in self.model.collect_params().values() if p.grad_req != "null"]
-        gradients = [p.grad(self.device) for p in parameters]
-        total = number_of_training_batches(tokens, config.batch_size, config.unroll)
+        batches = number_of_training_batches(tokens, config.batch_size, config.unroll)
         words_a_batch = config.batch_size * config.unroll
-        states = self.objective.begin_state(config.batch_size, self.device)
-        losses = _LaggedSum(EXPLOSION * math.log(len(self.corpus.vocabulary)) * words_a_batch)
+        ceiling = EXPLOSION * math.log(len(self.corpus.vocabulary)) * words_a_batch
+        total = 0.0
+        self.step.begin()
         with tqdm(
-            total=total * words_a_batch,
+            total=batches * words_a_batch,
             desc=f"epoch {epoch}/{config.epochs}",
             unit=" words",
             unit_scale=True,
             leave=False,
             disable=None if self.show_bar else True,
         ) as bar:
-            for inputs, targets in training_batches(tokens, config.batch_size, config.unroll):
-                states = self.model.begin_sequence(states)
-                inputs, targets = (mx.nd.array(ids, ctx=self.device) for ids in (inputs, targets))
-                with autograd.record():
-                    loss, _, states = self.objective(inputs, targets, states)
-                loss.backward()
-                # Gradients are sums over the batch, which the trainer divides by its size; so is their limit.
-                gluon.utils.clip_global_norm(gradients, config.clip * config.batch_size, check_isfinite=False)
-                self.trainer.step(config.batch_size)
+            for batch, (inputs, targets) in enumerate(training_batches(tokens, config.batch_size, config.unroll), 1):
+                try:
+                    loss = self.step(inputs, targets)
+                except Diverged as reason:
+                    raise Diverged(f"in batch {batch} {reason}") from None
+                if loss > ceiling:
+                    raise Diverged(f"batch {batch} has a loss of {loss:.4g}; {ceiling:.4g} is the most")
                 self.progress.updates += 1
-                losses.add(loss.sum())
-                bar.set_postfix_str(f"ppl {perplexity(-losses.total, max(1, losses.count) * words_a_batch):.1f}", False)
+                total += loss
+                bar.set_postfix_str(f"ppl {perplexity(-total, batch * words_a_batch):.1f}", False)
                 bar.update(words_a_batch)
-        words = total * words_a_batch
-        return perplexity(-losses.finish(), words), words
+        words = batches * words_a_batch
+        return perplexity(-total, words), words
 
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
@@ -304,7 +270,7 @@ def make_record(
             **{name: metadata.version(name) for name in ("mxnet", "gluonnlp", "numpy")},
             "noisin": noisin.__version__,
         },
-        "hardware": {"cpu": _cpu_name(), "threads": threads(), "device": str(device)},
+        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
         "started": progress.started,
         "finished": _now(),
     }
@@ -329,7 +295,8 @@ def _git_revision() -> Optional[str]:
     return revision.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, for records."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

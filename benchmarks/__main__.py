@@ -1,0 +1,135 @@
+"""Time training steps against the limit of the matrix products and against peers: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from benchmarks.measure import Contender, measure
+from benchmarks.report import draw_growth, draw_speed, sections
+from benchmarks.workloads import GROWTH, WORKLOADS
+from experiments.records import markdown
+from noisin._environment import threads
+from noisin.checkpoint import write_json
+from noisin.cli import OneLineParser, positive
+from noisin.errors import UserError
+from noisin.training import cpu_name
+
+HERE = Path(__file__).resolve().parent
+OURS = ("limit", "none", "dropout", "noisin", "noisin*", "noisin-s4")
+# What `import noisin` sets for our own processes.
+MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        results = _measure_all(arguments)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_json(arguments.out / "results.json", results)
+        draw_speed(results, arguments.out / "speed.png")
+        if results["growth"]:
+            draw_growth(results, arguments.out / "growth.png")
+    except (UserError, OSError) as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print("\n\n".join(sections(results, markdown)))
+    if results["startup_seconds"] is not None:
+        print(f"\nFrom the start of the process to the first training step: {results['startup_seconds']:.1f} s")
+    print(f"\nWritten to {arguments.out}: results.json and figures")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=positive, default=7, help="turns that each contender gets (default: 7)")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="settings (default: both)"
+    )
+    parser.add_argument("--no-growth", action="store_true", help="leave out the cost against size, batch, length, S")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: benchmarks/)")
+    return parser
+
+
+def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
+    measurements: List[Dict[str, Any]] = []
+    for workload in arguments.workloads:
+        for dtype in _dtypes():
+            # One dtype after the other: ratios are taken within a dtype, and so many processes fit into memory.
+            measurements += measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
+    growth: List[Dict[str, Any]] = []
+    if not arguments.no_growth:
+        for dimension, values in GROWTH.items():
+            alone = [Contender("noisin", "float32", "ours", change={dimension: value}) for value in values]
+            growth += measure("ptb-rnn-256", alone, 3, f"growth with {dimension}")
+    return {
+        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": "cpu"},
+        "versions": _versions(),
+        "measurements": measurements,
+        "growth": growth,
+        "startup_seconds": _startup_seconds(),
+    }
+
+
+def contenders(dtype: str) -> List[Contender]:
+    """All that are compared in one dtype; PyTorch's only where it is installed."""
+    chosen = [Contender(name, dtype, "ours") for name in OURS]
+    chosen.append(Contender("noisin-2x1", dtype, "ours", made_by="noisin", processes=2))
+    chosen += [Contender(name, dtype, "mxnet_peers") for name in ("gluonnlp", "plain-cell")]
+    if util.find_spec("torch") is None:
+        print("PyTorch is not installed: its rows are left out (CONTRIBUTING.md says how to add it)", file=sys.stderr)
+        return chosen
+    chosen += [Contender(name, dtype, "torch_peers") for name in ("pytorch", "pytorch-noise")]
+    chosen.append(Contender("pytorch-malloc", dtype, "torch_peers", made_by="pytorch", environment=MEMORY_SETTINGS))
+    return chosen
+
+
+def _dtypes() -> List[str]:
+    """Float32, and bfloat16 where the processor has instructions for it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return ["float32", "bfloat16"]
+    print("this processor has no bfloat16 instructions: its rows are left out", file=sys.stderr)
+    return ["float32"]
+
+
+def _versions() -> Dict[str, Optional[str]]:
+    found: Dict[str, Optional[str]] = {"python": platform.python_version()}
+    for name in ("mxnet", "gluonnlp", "numpy", "torch", "noisin"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _startup_seconds() -> Optional[float]:
+    """From the start of `noisin train` on the Penn Treebank, cached, to its first step; None without the corpus."""
+    command = [sys.executable, "-m", "benchmarks.startup"]
+    seconds = []
+    for _ in range(4):
+        start = time.time()
+        outcome = subprocess.run(command, capture_output=True, text=True)
+        if outcome.returncode:
+            print(f"start-up left out: {outcome.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            return None
+        seconds.append(json.loads(outcome.stdout) - start)
+    return min(seconds[1:])  # the first one fills the cache
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Timing contenders against one another: interleaved turns of a process each, medians over rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence
+
+from tqdm import tqdm
+
+from benchmarks.workloads import WORKLOADS
+from noisin._environment import threads
+
+WARM_UP_STEPS = 3
+TURN_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing to be timed.
+
+    Parameters
+    ----------
+    name : str
+        In the results.
+    dtype : {'float32', 'bfloat16'}
+    module : str
+        Module of this package whose `CONTENDERS` has it.
+    made_by : str, optional
+        Its key there, where that is not its name.
+    change : dict, optional
+        Numbers of the workload to replace.
+    processes : int, default 1
+        Copies that run side by side and share the threads; their words are added up.
+    environment : dict, optional
+        Variables that its processes get besides ours.
+    """
+
+    name: str
+    dtype: str
+    module: str
+    made_by: str = ""
+    change: Dict[str, int] = field(default_factory=dict)
+    processes: int = 1
+    environment: Dict[str, str] = field(default_factory=dict)
+
+
+class _Process:
+    """The other side of `worker.py`."""
+
+    def __init__(self, contender: Contender, workload: str) -> None:
+        task = {
+            "module": contender.module,
+            "name": contender.made_by or contender.name,
+            "dtype": contender.dtype,
+            "workload": workload,
+            "change": contender.change,
+        }
+        share = str(max(1, threads() // contender.processes))
+        environment = {**os.environ, "OMP_NUM_THREADS": share, **contender.environment}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(task)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, steps: int) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died; `answer` says of what
+
+    def answer(self) -> Dict[str, float]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ContenderFailed(self._process.stderr.read().strip().splitlines()[-1])
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class ContenderFailed(Exception):
+    """A contender's process ended; its last line says why."""
+
+
+class _Turns:
+    """A contender's processes and what they have measured."""
+
+    def __init__(self, contender: Contender, workload: str) -> None:
+        self.contender = contender
+        self._words = WORKLOADS[workload].changed(contender.change).words
+        self._processes = [_Process(contender, workload) for _ in range(contender.processes)]
+        self.rates: List[float] = []
+        self.peak_mib = 0.0
+        self._turn(WARM_UP_STEPS)
+        self._steps = max(2, round(TURN_SECONDS / max(1e-3, self._turn(2) / 2)))
+
+    def _turn(self, steps: int) -> float:
+        for process in self._processes:
+            process.start(steps)
+        answers = [process.answer() for process in self._processes]
+        self.peak_mib = sum(answer["peak_mib"] for answer in answers)
+        return max(answer["seconds"] for answer in answers)
+
+    def round(self) -> None:
+        seconds = self._turn(self._steps)
+        self.rates.append(len(self._processes) * self._steps * self._words / seconds)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.stop()
+
+
+def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: str = "") -> List[Dict[str, Any]]:
+    """Time contenders on a workload, each round in another order, so that the machine's moods fall on all alike.
+
+    Returns
+    -------
+    list of dict
+        One measurement a contender (DESIGN, section 7); one that failed is left out, after a line that says why.
+    """
+    turns: List[_Turns] = []
+    try:
+        with tqdm(total=len(contenders) * (rounds + 1), desc=title or workload, leave=False, disable=None) as bar:
+            for contender in contenders:
+                turn = _start(contender, workload)
+                if turn is not None:
+                    turns.append(turn)
+                bar.update()
+            order = random.Random(0)
+            for _ in range(rounds):
+                for turn in order.sample(turns, len(turns)):
+                    turn.round()
+                    bar.update()
+        return [_measurement(turn, workload) for turn in turns]
+    finally:
+        for turn in turns:
+            turn.stop()
+
+
+def _start(contender: Contender, workload: str) -> Optional[_Turns]:
+    try:
+        return _Turns(contender, workload)
+    except ContenderFailed as reason:
+        tqdm.write(f"{workload}: {contender.name} in {contender.dtype} left out: {reason}", file=sys.stderr)
+        return None
+
+
+def _measurement(turn: _Turns, workload: str) -> Dict[str, Any]:
+    return {
+        "workload": workload,
+        "name": turn.contender.name,
+        "dtype": turn.contender.dtype,
+        "words_per_second": statistics.median(turn.rates),
+        "min": min(turn.rates),
+        "max": max(turn.rates),
+        "rounds": len(turn.rates),
+        "peak_mib": turn.peak_mib,
+        **turn.contender.change,
+    }

@@ -1,0 +1,100 @@
+"""The peers built on MXNet, without noisin: each is a function that makes a training step."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List
+
+import gluonnlp
+import mxnet as mx
+from mxnet import autograd, gluon
+from mxnet.contrib import amp
+
+from benchmarks.workloads import GAMMA, Workload
+
+Step = Callable[[], None]
+
+
+class _PlainCells(gluon.HybridBlock):
+    """What one would write first: Gluon's cells stepped one by one, with noise added to each hidden state."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self._workload = workload
+        cell, size = {"rnn": gluon.rnn.RNNCell, "lstm": gluon.rnn.LSTMCell}[workload.cell], workload.hidden
+        with self.name_scope():
+            self.embedding = gluon.nn.Embedding(workload.vocabulary, size)
+            self.cells = gluon.rnn.HybridSequentialRNNCell()
+            for _ in range(workload.layers):
+                self.cells.add(cell(size, input_size=size))
+            self.decoder = gluon.nn.Dense(workload.vocabulary, in_units=size, flatten=False)
+
+    def hybrid_forward(self, F: Any, tokens: Any, states: List[Any]) -> Any:
+        outputs, per_layer = [], len(states) // self._workload.layers
+        for word in F.split(self.embedding(tokens), num_outputs=self._workload.unroll, axis=0, squeeze_axis=True):
+            hidden, fresh = word, []
+            for layer, cell in enumerate(self.cells._children.values()):
+                hidden, own = cell(hidden, states[layer * per_layer : (layer + 1) * per_layer])
+                hidden = F.broadcast_add(hidden, GAMMA * F.random.normal_like(hidden))
+                fresh += [hidden, *own[1:]]
+            states = fresh
+            outputs.append(hidden)
+        return self.decoder(F.stack(*outputs, axis=0)), states
+
+
+def plain_cell(workload: Workload, dtype: str) -> Step:
+    """A noisy language model of stock Gluon cells, hybridized."""
+    _use(dtype)
+    model = _PlainCells(workload)
+    model.initialize(mx.init.Uniform(0.1))
+    model.hybridize()
+    states = model.cells.begin_state(batch_size=workload.batch_size, func=mx.nd.zeros)
+    return _gluon_step(workload, model, states)
+
+
+def gluonnlp_model(workload: Workload, dtype: str) -> Step:
+    """GluonNLP's own training model: fused layers, no noise."""
+    _use(dtype)
+    mode = {"rnn": "rnn_tanh", "lstm": "lstm"}[workload.cell]
+    size = workload.hidden
+    model = gluonnlp.model.train.StandardRNN(mode, workload.vocabulary, size, size, workload.layers, dropout=0.0)
+    model.initialize(mx.init.Uniform(0.1))
+    model.hybridize(static_alloc=True)
+    return _gluon_step(workload, model, model.begin_state(workload.batch_size, func=mx.nd.zeros))
+
+
+def _use(dtype: str) -> None:
+    if dtype == "bfloat16":
+        amp.init(target_dtype="bfloat16")
+
+
+def _gluon_step(workload: Workload, model: gluon.Block, states: List[Any]) -> Step:
+    """The training step of GluonNLP's scripts, for a model that returns logits and states first."""
+    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
+    loss_function.hybridize(static_alloc=True)
+    parameters = model.collect_params()
+    trainer = gluon.Trainer(parameters, workload.optimizer, {"learning_rate": workload.learning_rate}, kvstore=None)
+    batches = workload.batches()
+
+    def detached(state: Any) -> Any:
+        return [detached(part) for part in state] if isinstance(state, (list, tuple)) else state.detach()
+
+    def step() -> None:
+        nonlocal states
+        inputs, targets = (mx.nd.array(ids) for ids in next(batches))
+        with autograd.record():
+            logits, states = model(inputs, detached(states))[:2]
+            loss = loss_function(logits.reshape((-3, -1)).astype("float32"), targets.reshape((-1,))).sum()
+        loss.backward()
+        gradients = [parameter.grad() for parameter in parameters.values()]
+        gluon.utils.clip_global_norm(gradients, 5.0 * workload.batch_size, check_isfinite=False)
+        trainer.step(workload.batch_size)
+
+    return step
+
+
+CONTENDERS: Dict[str, Callable[[Workload, str], Step]] = {"gluonnlp": gluonnlp_model, "plain-cell": plain_cell}
+
+
+def finish() -> None:
+    """Wait until every queued step is done."""
+    mx.nd.waitall()

@@ -1,0 +1,84 @@
+"""The limit, and our own training step: each is a function that makes a training step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Callable, Dict
+
+import noisin  # noqa: F401  before mxnet: it sets threads and memory
+
+# isort: split
+import mxnet as mx
+
+from benchmarks.workloads import GAMMA, Workload
+from noisin.config import Config
+from noisin.data import training_batches
+from noisin.model import BFLOAT16
+from noisin.step import TrainingStep
+from noisin.training import initial_model
+
+Step = Callable[[], object]  # queues one training step, which `finish` waits for
+
+
+def limit(workload: Workload, dtype: str) -> Step:
+    """The matrix products of a step alone, forward and backward, with operands lying ready and results allocated.
+
+    As in our step, it is the decoder's product that has bfloat16 operands. Each product is written as MXNet's fastest
+    one, `FullyConnected`, a b^T, with its operands laid out as that needs them.
+    """
+    products = []
+    for times, rows, inner, columns, decoder in workload.products():
+        # y = x W^T, then dx = dy W and dW = dy^T x: three products of the same three numbers.
+        for left, shared, right in ((rows, inner, columns), (rows, columns, inner), (columns, rows, inner)):
+            operands = [mx.nd.random.normal(shape=shape) for shape in ((left, shared), (right, shared))]
+            if decoder and dtype == "bfloat16":
+                operands = [mx.nd.amp_cast(operand, dtype=BFLOAT16) for operand in operands]
+            result = mx.nd.FullyConnected(*operands, no_bias=True, num_hidden=right)
+            products += [(operands, right, result)] * times
+
+    def step() -> None:
+        for operands, columns, result in products:
+            mx.nd.FullyConnected(*operands, no_bias=True, num_hidden=columns, out=result)
+
+    return step
+
+
+def ours(method: str, samples: int, workload: Workload, dtype: str) -> Step:
+    """The step that `noisin train` makes."""
+    config = Config(
+        method=method,
+        cell=workload.cell,
+        activation="tanh",
+        layers=workload.layers,
+        hidden=workload.hidden,
+        gamma=[GAMMA],
+        optimizer=workload.optimizer,
+        learning_rate=workload.learning_rate,
+        batch_size=workload.batch_size,
+        unroll=workload.unroll,
+        samples=samples,
+        dtype=dtype,
+    )
+    training_step = TrainingStep(initial_model(config, workload.vocabulary, mx.cpu()), config, mx.cpu())
+
+    def endless():
+        while True:
+            yield from training_batches(workload.tokens(), workload.batch_size, workload.unroll)
+
+    batches = endless()
+    return lambda: training_step(*next(batches))
+
+
+CONTENDERS: Dict[str, Callable[[Workload, str], Step]] = {
+    "limit": limit,
+    "none": partial(ours, "none", 1),
+    "dropout": partial(ours, "dropout", 1),
+    "noisin": lambda workload, dtype: ours("noisin", workload.samples, workload, dtype),
+    "noisin*": partial(ours, "noisin*", 1),
+    "noisin-s4": partial(ours, "noisin", 4),
+}
+
+
+def finish() -> None:
+    """Wait until every queued step is done."""
+    mx.nd.waitall()

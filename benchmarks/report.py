@@ -1,0 +1,156 @@
+"""Tables and figures of the measurements in `results.json`, and nothing that is not in it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks.workloads import GROWTH, WORKLOADS
+from noisin.checkpoint import write_file
+
+TITLES = {
+    "ptb-rnn-256": "1-layer RNN, 256 units, 10,000 words, Adam",
+    "wikitext2-lstm-200": "2-layer LSTM, 200 units, 33,278 words, SGD",
+}
+# What a name stands for, and the colour of its kind (Okabe and Ito's, which colour-blind readers tell apart).
+NAMES: Dict[str, Tuple[str, str]] = {
+    "limit": ("matrix products alone", "#999999"),
+    "none": ("deterministic", "#0072B2"),
+    "dropout": ("variational dropout", "#0072B2"),
+    "noisin": ("NOISIN", "#0072B2"),
+    "noisin*": ("NOISIN*", "#0072B2"),
+    "noisin-s4": ("NOISIN, S = 4", "#0072B2"),
+    "noisin-2x1": ("NOISIN, two runs of half the threads", "#0072B2"),
+    "gluonnlp": ("GluonNLP StandardRNN, no noise", "#E69F00"),
+    "plain-cell": ("plain Gluon cells, noise", "#E69F00"),
+    "pytorch": ("PyTorch layers, no noise", "#CC79A7"),
+    "pytorch-noise": ("PyTorch cells, noise", "#CC79A7"),
+    "pytorch-malloc": ("PyTorch layers, our memory settings", "#CC79A7"),
+}
+
+
+def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
+    """One row a contender: thousands of words a second, median (min to max), and peak memory, for each dtype."""
+    rows: Dict[str, Dict[str, str]] = {}
+    for entry in results["measurements"]:
+        if entry["workload"] == workload:
+            row = rows.setdefault(entry["name"], {"": NAMES[entry["name"]][0]})
+            rate, low, high = (entry[key] for key in ("words_per_second", "min", "max"))
+            row[f"{entry['dtype']}, words/s"] = f"{rate:,.0f} ({low:,.0f} to {high:,.0f})"
+            row[f"{entry['dtype']}, MiB"] = f"{entry['peak_mib']:,.0f}"
+    return pd.DataFrame([rows[name] for name in NAMES if name in rows]).fillna("-")
+
+
+def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
+    """The figures that have a goal, each a ratio of medians of one run."""
+    rows = []
+    for dtype, goal in (("float32", 0.80), ("bfloat16", 0.75)):
+
+        def rate(name: str, dtype: str = dtype) -> Optional[float]:
+            return _rate(results, workload, name, dtype)
+
+        figures = [
+            ("deterministic / limit", rate("none"), rate("limit"), f">= {goal:.2f}"),
+            ("deterministic / PyTorch", rate("none"), rate("pytorch"), ">= 1.4"),
+            ("deterministic / PyTorch with our memory settings", rate("none"), rate("pytorch-malloc"), ""),
+            ("NOISIN / GluonNLP without noise", rate("noisin"), rate("gluonnlp"), ">= 1.2"),
+            ("time of NOISIN / deterministic", rate("none"), rate("noisin"), "<= 1.05"),
+            ("time of S = 4 / four times S = 1", rate("noisin"), _times(4, rate("noisin-s4")), "<= 1.0"),
+            ("two runs of half the threads / one", rate("noisin-2x1"), rate("noisin"), ""),
+        ]
+        rows += [
+            {"figure": name, "dtype": dtype, "measured": f"{over / under:.2f}", "goal": goal}
+            for name, over, under, goal in figures
+            if over and under
+        ]
+    return pd.DataFrame(rows)
+
+
+def _rate(results: Mapping[str, Any], workload: str, name: str, dtype: str) -> Optional[float]:
+    for entry in results["measurements"]:
+        if (entry["workload"], entry["name"], entry["dtype"]) == (workload, name, dtype):
+            return entry["words_per_second"]
+    return None
+
+
+def _times(factor: float, value: Optional[float]) -> Optional[float]:
+    return None if value is None else factor * value
+
+
+def draw_speed(results: Mapping[str, Any], path: Path) -> None:
+    """Bars of words a second, a panel for each workload and dtype, with the range over rounds."""
+    panels = [
+        (workload, dtype)
+        for workload in WORKLOADS
+        for dtype in ("float32", "bfloat16")
+        if _rate(results, workload, "none", dtype)
+    ]
+    figure = Figure(figsize=(11, 3.6 * ((len(panels) + 1) // 2)), layout="constrained")
+    for index, (workload, dtype) in enumerate(panels, 1):
+        axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), index)
+        entries = {e["name"]: e for e in results["measurements"] if (e["workload"], e["dtype"]) == (workload, dtype)}
+        shown = [entries[name] for name in reversed(list(NAMES)) if name in entries]
+        rates = [entry["words_per_second"] for entry in shown]
+        spread = [[entry["words_per_second"] - entry["min"] for entry in shown]]
+        spread += [[entry["max"] - entry["words_per_second"] for entry in shown]]
+        colors = [NAMES[entry["name"]][1] for entry in shown]
+        axes.barh([NAMES[entry["name"]][0] for entry in shown], rates, color=colors, xerr=spread, error_kw={"lw": 0.8})
+        axes.axvline(entries["limit"]["words_per_second"], color="#555555", linewidth=0.8, linestyle=":")
+        axes.set_title(f"{TITLES[workload]}, {dtype}", fontsize=9)
+        axes.set_xlabel("words a second, trained (median; bar: least and most)", fontsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def draw_growth(results: Mapping[str, Any], path: Path) -> None:
+    """Time of a step and peak memory against one dimension at a time."""
+    growth = results["growth"]
+    axes_names = [name for name in GROWTH if any(name in entry for entry in growth)]
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    for index, name in enumerate(axes_names, 1):
+        entries = sorted((entry for entry in growth if name in entry), key=lambda entry: entry[name])
+        axes = figure.add_subplot(2, 3, index)
+        values = [entry[name] for entry in entries]
+        axes.plot(values, [step_milliseconds(entry) for entry in entries], "o-", color="#0072B2")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_ylabel("ms a step", color="#0072B2")
+        memory = axes.twinx()
+        memory.plot(values, [entry["peak_mib"] for entry in entries], "s--", color="#D55E00", markersize=4)
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("peak MiB", color="#D55E00")
+        axes.grid(alpha=0.25)
+    figure.suptitle(
+        f"NOISIN, float32: cost against one dimension, the others as in {growth[0]['workload']}", fontsize=10
+    )
+    _save(figure, path)
+
+
+def step_milliseconds(entry: Mapping[str, Any]) -> float:
+    """Milliseconds of one training step of a growth measurement."""
+    change = {name: entry[name] for name in GROWTH if name in entry}
+    return 1000 * WORKLOADS[entry["workload"]].changed(change).words / entry["words_per_second"]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png", metadata={"Software": None})
+    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def workloads_in(results: Mapping[str, Any]) -> List[str]:
+    """The workloads that were measured, in their order."""
+    return [name for name in WORKLOADS if any(entry["workload"] == name for entry in results["measurements"])]
+
+
+def sections(results: Mapping[str, Any], markdown: Any) -> Sequence[str]:
+    """Title, table and ratios of each workload, by a function that writes a table as Markdown."""
+    return [
+        f"**{TITLES[workload]}**\n\n{markdown(table(results, workload))}\n\n{markdown(ratios(results, workload))}"
+        for workload in workloads_in(results)
+    ]

@@ -1,0 +1,24 @@
+"""Do what `noisin train` does up to its first step on the Penn Treebank, and print the time of day then."""
+
+import json
+import sys
+import time
+
+from noisin.cli import main  # what the command loads
+from noisin.config import Config
+from noisin.data import load_corpus, training_batches
+from noisin.device import find_device
+from noisin.errors import UserError
+from noisin.step import TrainingStep
+from noisin.training import initial_model
+
+assert callable(main)
+config = Config(corpus="ptb", method="noisin")
+try:
+    corpus = load_corpus("ptb", download=False)
+except UserError as error:
+    sys.exit(str(error))
+device = find_device("auto")
+step = TrainingStep(initial_model(config, len(corpus.vocabulary), device), config, device)
+step(*next(iter(training_batches(corpus.train, config.batch_size, config.unroll))))
+print(json.dumps(time.time()))

@@ -1,0 +1,86 @@
+"""The peers built on PyTorch, an optional extra: each is a function that makes a training step."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any, Callable, Dict
+
+import torch
+from torch import nn
+
+from benchmarks.workloads import GAMMA, Workload
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class _LanguageModel(nn.Module):
+    """Embedding, PyTorch's recurrent layers or a loop over its cells with noise, decoder."""
+
+    def __init__(self, workload: Workload, noisy: bool) -> None:
+        super().__init__()
+        size, lstm = workload.hidden, workload.cell == "lstm"
+        self.noisy, self.lstm = noisy, lstm
+        self.embedding = nn.Embedding(workload.vocabulary, size)
+        if noisy:
+            cell = nn.LSTMCell if lstm else nn.RNNCell
+            self.cells = nn.ModuleList(cell(size, size) for _ in range(workload.layers))
+        else:
+            self.layers = (nn.LSTM if lstm else nn.RNN)(size, size, workload.layers)
+        self.decoder = nn.Linear(size, workload.vocabulary)
+        zeros = torch.zeros(workload.layers, workload.batch_size, size)
+        self.start = (zeros, zeros) if lstm else zeros
+
+    def forward(self, tokens: Any, states: Any) -> Any:
+        hidden = self.embedding(tokens)
+        outputs, states = self._loop(hidden, states) if self.noisy else self.layers(hidden, states)
+        return self.decoder(outputs), states
+
+    def _loop(self, words: Any, states: Any) -> Any:
+        states = [tuple(part[i] for part in states) if self.lstm else states[i] for i in range(len(self.cells))]
+        outputs = []
+        for hidden in words:
+            for layer, cell in enumerate(self.cells):
+                state = cell(hidden, states[layer])
+                hidden = state[0] if self.lstm else state
+                hidden = hidden + GAMMA * torch.randn_like(hidden)
+                states[layer] = (hidden, state[1]) if self.lstm else hidden
+            outputs.append(hidden)
+        stacked = tuple(torch.stack(part) for part in zip(*states)) if self.lstm else torch.stack(states)
+        return torch.stack(outputs), stacked
+
+
+def pytorch(noisy: bool, workload: Workload, dtype: str) -> Callable[[], None]:
+    """A PyTorch language model in its fastest plain form: fused Adam; bfloat16 by autocast."""
+    model = _LanguageModel(workload, noisy)
+    if workload.optimizer == "adam":
+        optimizer: Any = torch.optim.Adam(model.parameters(), lr=workload.learning_rate, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=workload.learning_rate, fused=True)
+    batches = workload.batches()
+    states: Any = model.start
+
+    def step() -> None:
+        nonlocal states
+        inputs, targets = (torch.as_tensor(ids).long() for ids in next(batches))
+        states = tuple(state.detach() for state in states) if isinstance(states, tuple) else states.detach()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits, states = model(inputs, states)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+            loss = loss / workload.batch_size
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+CONTENDERS: Dict[str, Callable[[Workload, str], Callable[[], None]]] = {
+    "pytorch": partial(pytorch, False),
+    "pytorch-noise": partial(pytorch, True),
+}
+
+
+def finish() -> None:
+    """PyTorch does its work at once on the CPU."""

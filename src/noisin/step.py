@@ -1,0 +1,109 @@
+"""The training step: forward and backward through one segment of the text, clipping, and the update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, List
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+
+from noisin.config import Config
+from noisin.model import LanguageModel
+from noisin.objective import AveragedLikelihood
+
+
+class Diverged(Exception):
+    """The loss or its gradient stopped being a finite, sensible number."""
+
+
+class ClippingTrainer(gluon.Trainer):
+    r"""A Gluon trainer that clips the gradient's global norm, and refuses one that is not finite.
+
+    .. math:: g \leftarrow g \min(1, c / \|g\|)
+
+    The factor goes into the optimizer's own rescaling, which costs nothing, where `gluon.utils.clip_global_norm` passes
+    over all gradients once more. The norm is read before the update, so that weights stay finite.
+
+    Parameters
+    ----------
+    params, optimizer, optimizer_params
+        As in `gluon.Trainer`.
+    clip : float
+        c, the largest norm of the gradient after its division by the batch size (paper: 5).
+
+    Raises
+    ------
+    Diverged
+        By `step`, if the norm is not finite; the weights are then what they were before.
+    """
+
+    def __init__(self, params: Any, optimizer: str, optimizer_params: Any, clip: float) -> None:
+        super().__init__(params, optimizer, optimizer_params, kvstore=None)
+        self._clip = clip
+
+    def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
+        norm = self._global_norm() / batch_size
+        if not norm < math.inf:  # also catches NaN
+            raise Diverged(f"the gradient's norm is {norm}")
+        super().step(batch_size * max(1.0, norm / self._clip), ignore_stale_grad)
+
+    def _global_norm(self) -> float:
+        flat = [p.list_grad()[0].reshape(-1) for p in self._params if p.grad_req != "null"]
+        return math.sqrt(
+            sum(float(square.asscalar()) for square in [mx.nd.dot(gradient, gradient) for gradient in flat])
+        )
+
+
+class TrainingStep:
+    """Train a model on one segment after the other, carrying its states on (truncated backpropagation through time).
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Initialised on `device`.
+    config : Config
+        Its optimizer, learning rate, weight decay, clip, batch size, unroll, samples and dtype.
+    device : mxnet.Context
+    """
+
+    def __init__(self, model: LanguageModel, config: Config, device: mx.Context) -> None:
+        self._model, self._device, self._batch_size = model, device, config.batch_size
+        self._objective = AveragedLikelihood(model, config.unroll, config.samples, config.dtype)
+        self._objective.hybridize(static_alloc=True, static_shape=True)
+        options = {"learning_rate": config.learning_rate, "wd": config.weight_decay}
+        self.trainer = ClippingTrainer(model.collect_params(), config.optimizer, options, config.clip)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from zero states: the next segment is the first of the text."""
+        self._states: List[Any] = self._objective.begin_state(self._batch_size, self._device)
+
+    def __call__(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Update the weights once.
+
+        Parameters
+        ----------
+        inputs, targets : array (T, B)
+            Token ids.
+
+        Returns
+        -------
+        float
+            The loss before the update, summed over all words.
+
+        Raises
+        ------
+        Diverged
+            If the gradient is not finite; the weights are then left as they were.
+        """
+        states = self._model.begin_sequence(self._states)
+        with autograd.record():
+            loss, _, self._states = self._objective(
+                *(mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets)), states
+            )
+        loss.backward()
+        total = loss.sum()  # queued before the update, so that reading it does not wait for that
+        self.trainer.step(self._batch_size)
+        return float(total.asscalar())
