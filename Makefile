@@ -3,14 +3,16 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 
-VENV := .venv
+# DEVICE=gpu takes an environment of its own, with MXNet's GPU build.
+GPU := $(filter gpu%,$(DEVICE))
+VENV := .venv$(if $(GPU),-gpu)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 
 # The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
 # none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
 # the old one), or with its Python gone, it is not this text. Then the environment is made anew.
-state = { pwd -P && cat setup.py constraints.txt | cksum; }
+state = { pwd -P && cat setup.py constraints.txt $(if $(GPU),requirements-gpu.txt) | cksum; }
 ifneq ($(shell $(state)),$(shell [ -x $(PY) ] && cat $(STAMP) 2>/dev/null))
 .PHONY: $(STAMP)
 endif
@@ -27,7 +29,7 @@ help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-11s %s\n' "$$target" "$$what"; done
-	@echo "demo, ptb and wikitext2 take EPOCHS= METHODS= SEEDS= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
+	@echo "demo, ptb, table2 and wikitext2 take EPOCHS= METHODS= SEEDS= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "test takes PYTEST_ARGS=; PYTHON= names the Python to use, CC= the C compiler."
 
@@ -38,7 +40,7 @@ venv: $(STAMP) ## make .venv with everything in it, and no more
 $(STAMP):
 	@exec 9<Makefile; if command -v flock >/dev/null; then flock 9; fi; \
 	if [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $@ 2>/dev/null)" ]; then exit 0; fi; \
-	tools/make-venv $(VENV) && $(state) > $@
+	tools/make-venv $(VENV) $(if $(GPU),requirements-gpu.txt) && $(state) > $@
 
 # ---- the main job --------------------------------------------------------------------------------------------------
 
@@ -49,6 +51,10 @@ demo: $(STAMP) ## compare the methods on the embedded synthetic corpus: a table,
 .PHONY: ptb
 ptb: $(STAMP) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
 	@$(PY) -m experiments ptb $(NARROW)
+
+.PHONY: table2
+table2: $(STAMP) ## all 24 perplexities of Table 2 on the Penn Treebank: days on two cores, ours beside the paper's
+	@$(PY) -m experiments table2 $(NARROW)
 
 .PHONY: wikitext2
 wikitext2: $(STAMP) ## the same on WikiText-2
@@ -75,7 +81,7 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(PY) -m mypy src/noisin experiments benchmarks
 
 .PHONY: clean
-clean: ## remove .venv, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf $(VENV) build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-gpu, caches and build outputs; corpora in data/, results and runs/ stay
+	@rm -rf .venv .venv-gpu build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

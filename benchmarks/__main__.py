@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from benchmarks.measure import Contender, measure
-from benchmarks.report import draw_growth, draw_speed, sections
+from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.records import markdown
 from noisin._environment import threads
@@ -22,7 +22,6 @@ from noisin.cli import OneLineParser, positive
 from noisin.errors import UserError
 from noisin.training import cpu_name
 
-HERE = Path(__file__).resolve().parent
 OURS = ("limit", "none", "dropout", "noisin", "noisin*", "noisin-s4")
 # What `import noisin` sets for our own processes.
 MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
@@ -35,9 +34,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         results = _measure_all(arguments)
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / "results.json", results)
-        draw_speed(results, arguments.out / "speed.png")
-        if results["growth"]:
-            draw_growth(results, arguments.out / "growth.png")
+        draw(results, arguments.out)
     except (UserError, OSError) as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.checkpoint import write_file
 
+HERE = Path(__file__).resolve().parent
+SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
 TITLES = {
     "ptb-rnn-256": "1-layer RNN, 256 units, 10,000 words, Adam",
     "wikitext2-lstm-200": "2-layer LSTM, 200 units, 33,278 words, SGD",
@@ -129,6 +131,13 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
         f"NOISIN, float32: cost against one dimension, the others as in {growth[0]['workload']}", fontsize=10
     )
     _save(figure, path)
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> None:
+    """All figures, into `folder`."""
+    draw_speed(results, folder / SPEED_PICTURE)
+    if results["growth"]:
+        draw_growth(results, folder / GROWTH_PICTURE)
 
 
 def step_milliseconds(entry: Mapping[str, Any]) -> float:

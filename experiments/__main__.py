@@ -9,14 +9,13 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from experiments.declared import EXPERIMENTS, Experiment
 from experiments.readme import update_readme
-from experiments.records import RESULTS, markdown, table
+from experiments.records import RESULTS, draw, markdown, table
 from experiments.runner import RunsFailed, run_grid
 from noisin.cli import OneLineParser, natural, positive
 from noisin.config import METHODS
 from noisin.data import load_corpus
 from noisin.device import find_device
 from noisin.errors import UserError
-from noisin.figures import figure2
 
 RUNS = Path("runs")
 
@@ -73,14 +72,15 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     corpus = load_corpus(experiment.setting["corpus"])
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
-    records = run_grid(configs, RUNS / experiment.name, results, arguments.jobs, arguments.device)
+    elsewhere = sorted(RESULTS.glob("*")) if kept else []
+    records = run_grid(configs, RUNS / experiment.name, results, arguments.jobs, arguments.device, elsewhere)
     print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
     if corpus.floor is not None:
         print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
-    picture = RUNS / experiment.name / "figure2.png"
+    picture = RUNS / experiment.name / "curves.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    figure2(records, picture, experiment.title, corpus.floor)
+    draw(experiment, records, picture, corpus.floor)
     print(f"\nFigure: {picture}")
 
 

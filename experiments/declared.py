@@ -14,8 +14,33 @@ from noisin.errors import UserError
 
 
 @dataclass(frozen=True)
+class Case:
+    """One comparison of the methods.
+
+    Parameters
+    ----------
+    options : mapping
+        In what it differs from the other cases of its experiment, as layers=2.
+    paper : mapping
+        Test perplexity that the paper reports, by method; empty where there is none.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The options in words."""
+        return ", ".join(f"{name} {value}" for name, value in self.options.items())
+
+    def covers(self, config: Mapping[str, Any]) -> bool:
+        """Whether a run of this configuration belongs here."""
+        return all(config[name] == value for name, value in self.options.items())
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A comparison of the methods in one setting.
+    """A comparison of the methods in one setting, or in several cases of it.
 
     Parameters
     ----------
@@ -26,15 +51,15 @@ class Experiment:
         Options that all runs share.
     methods : mapping
         For each method the list of its variants: options that it adds to the setting.
-    paper : mapping
-        Test perplexity that the paper reports, by method; empty where there is none.
+    cases : sequence of Case
+        One, or several that differ in some options.
     """
 
     name: str
     title: str
     setting: Mapping[str, Any]
     methods: Mapping[str, Sequence[Mapping[str, Any]]]
-    paper: Mapping[str, float] = field(default_factory=dict)
+    cases: Sequence[Case] = (Case(),)
 
     def configs(self, methods: Sequence[str] = METHODS, seeds: Sequence[int] = (1,), **narrowing: Any) -> List[Config]:
         """The runs of these methods and seeds; `narrowing` replaces options of the setting, as epochs=1.
@@ -48,8 +73,9 @@ class Experiment:
             if method not in self.methods:
                 raise UserError(f"method is '{method}': {self.name} has {', '.join(self.methods)}")
         return [
-            config_from_dict({**self.setting, **variant, **narrowing, "method": method, "seed": seed})
+            config_from_dict({**self.setting, **case.options, **variant, **narrowing, "method": method, "seed": seed})
             for seed in seeds
+            for case in self.cases
             for method in methods
             for variant in self.methods[method]
         ]
@@ -106,7 +132,30 @@ FIGURE2 = Experiment(
         "noisin": [{"gamma": [0.2]}],
         "noisin*": [{"gamma": [0.3], "lower_bound": 0.1}],
     },
-    paper={"none": 157.4, "dropout": 146.9, "noisin": 166.0, "noisin*": 144.7},  # Table 2: sigmoid, one layer
+    cases=[Case({}, {"none": 157.4, "dropout": 146.9, "noisin": 166.0, "noisin*": 144.7})],  # its rows of Table 2
+)
+
+
+def _table2_case(layers: int, activation: str, *paper: float) -> Case:
+    return Case(
+        {"layers": layers, "activation": activation}, dict(zip(("noisin", "noisin*", "dropout", "none"), paper))
+    )
+
+
+# The paper states no size of its networks here; Figure 2, whose setting is one of these cases, has 256 units.
+TABLE2 = Experiment(
+    name="table2",
+    title="Table 2, Penn Treebank: RNNs of 256 units a layer",
+    setting=FIGURE2.setting,
+    methods=FIGURE2.methods,
+    cases=[
+        _table2_case(1, "sigmoid", 166.0, 144.7, 146.9, 157.4),
+        _table2_case(1, "tanh", 131.9, 140.9, 138.3, 141.4),
+        _table2_case(1, "relu", 158.4, 149.2, 169.8, 175.3),
+        _table2_case(2, "tanh", 140.5, 142.4, 165.2, 157.9),
+        _table2_case(2, "sigmoid", 196.8, 154.3, 152.2, 164.4),
+        _table2_case(2, "relu", 171.0, 165.9, 168.5, 165.0),
+    ],
 )
 
 TABLE3 = Experiment(
@@ -131,8 +180,13 @@ TABLE3 = Experiment(
         "noisin": [{"gamma": [0.1]}],
         "noisin*": [{"gamma": [0.3], "lower_bound": 0.1}],  # "we added a constant of 0.1"
     },
-    paper={"none": 105.8, "noisin*": 104.7},
+    cases=[Case({}, {"none": 105.8, "noisin*": 104.7})],
 )
 
 # By the name of the command.
-EXPERIMENTS: Dict[str, Experiment] = {"demo": DEMO, "ptb": FIGURE2, "wikitext2": TABLE3}
+EXPERIMENTS: Dict[str, Experiment] = {
+    "demo": DEMO,
+    "ptb": FIGURE2,
+    "table2": TABLE2,
+    "wikitext2": TABLE3,
+}

@@ -1,48 +1,74 @@
-"""The results section of the README, made from the committed records: `make results`."""
+"""The README's sections of results and of speed, made from what is committed: `make results`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Tuple
 
+from benchmarks import report
 from experiments.declared import EXPERIMENTS
-from experiments.records import RESULTS, load_records, markdown, table
-from noisin.checkpoint import write_file
+from experiments.records import RESULTS, draw, markdown, records_of, table
+from noisin.checkpoint import read_json, write_file
 from noisin.errors import UserError
-from noisin.figures import figure2
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- results: made by `make results`, not by hand -->", "<!-- end of results -->"
 
 
 def results_section() -> str:
     """A table for every experiment that has records, with its figure."""
     parts = []
     for experiment in EXPERIMENTS.values():
-        records = load_records(RESULTS / experiment.name)
+        records = records_of(experiment)
         if records:
-            picture = f"experiments/results/{experiment.name}/figure2.png"
+            picture = f"experiments/results/{experiment.name}/curves.png"
             parts.append(
                 f"**{experiment.title}**\n\n{markdown(table(experiment, records))}\n\n![{experiment.title}]({picture})"
             )
     return "\n\n".join(parts)
 
 
-def split_readme(text: str) -> Tuple[str, str, str]:
-    """The README before, in and after the results section."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{README} has no results section between '{BEGIN}' and '{END}'")
-    before, rest = text.split(BEGIN)
-    section, after = rest.split(END)
-    return before + BEGIN, section.strip("\n"), END + after
+def speed_section() -> str:
+    """Tables of the committed measurements, with their figures."""
+    results = read_json(report.HERE / "results.json")
+    hardware, versions = results["hardware"], results["versions"]
+    where = f"{hardware['cpu']}, {hardware['threads']} threads; MXNet {versions['mxnet']}, PyTorch {versions['torch']}."
+    start = (
+        f"From the start of the process to the first training step, corpus cached: {results['startup_seconds']:.1f} s."
+    )
+    pictures = [
+        f"![Words a second](benchmarks/{report.SPEED_PICTURE})",
+        f"![Cost against size](benchmarks/{report.GROWTH_PICTURE})",
+    ]
+    return "\n\n".join([where, *report.sections(results, markdown), start, *pictures])
+
+
+SECTIONS = {"results": results_section, "speed": speed_section}
+
+
+def marks(name: str) -> Tuple[str, str]:
+    """The comments between which a section stands."""
+    return f"<!-- {name}: made by `make results`, not by hand -->", f"<!-- end of {name} -->"
+
+
+def split_readme(text: str, name: str) -> Tuple[str, str, str]:
+    """The README before, in and after a section."""
+    begin, end = marks(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UserError(f"{README} has no section between '{begin}' and '{end}'")
+    before, rest = text.split(begin)
+    section, after = rest.split(end)
+    return before + begin, section.strip("\n"), end + after
 
 
 def update_readme() -> None:
-    """Draw the figures anew and rewrite the results section."""
+    """Draw the figures anew and rewrite the sections."""
     for experiment in EXPERIMENTS.values():
-        records = load_records(RESULTS / experiment.name)
+        records = records_of(experiment)
         if records:
-            figure2(records, RESULTS / experiment.name / "figure2.png", experiment.title)
-    before, _, after = split_readme(README.read_text(encoding="utf-8"))
-    text = f"{before}\n\n{results_section()}\n\n{after}"
+            draw(experiment, records, RESULTS / experiment.name / "curves.png")
+    report.draw(read_json(report.HERE / "results.json"), report.HERE)
+    text = README.read_text(encoding="utf-8")
+    for name, section in SECTIONS.items():
+        before, _, after = split_readme(text, name)
+        text = f"{before}\n\n{section()}\n\n{after}"
     write_file(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))

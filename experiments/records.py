@@ -11,13 +11,14 @@ from experiments.declared import Experiment
 from noisin.checkpoint import read_json, write_json
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
+from noisin.figures import figure2, validation_panels
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def load_records(folder: Path) -> List[Dict[str, Any]]:
-    """Every record in `folder`, by name; none if the folder is not there."""
-    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+def load_records(*folders: Path) -> List[Dict[str, Any]]:
+    """Every record in these folders, by name; none from a folder that is not there."""
+    return [read_json(path) for folder in folders for path in sorted(folder.glob("*.json"))]
 
 
 def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[Dict[str, Any]]:
@@ -38,25 +39,58 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     write_json(folder / f"{config.name}.json", record)
 
 
+def records_of(experiment: Experiment, folder: Path = RESULTS) -> List[Dict[str, Any]]:
+    """The committed records of an experiment's runs, whatever the seed and dtype.
+
+    Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
+    """
+    declared = [config.to_dict() for config in experiment.configs()]
+    free = {"seed", "dtype"}
+
+    def belongs(record: Dict[str, Any]) -> bool:
+        config = config_from_dict(record["config"]).to_dict()
+        return any(all(config[name] == own[name] for name in own if name not in free) for own in declared)
+
+    return [record for record in load_records(*sorted(folder.glob("*"))) if belongs(record)]
+
+
 def table(experiment: Experiment, records: Sequence[Dict[str, Any]]) -> pd.DataFrame:
-    """One row a run, in the order of the methods: ours beside the paper's."""
-    order = list(experiment.methods)
-    rows = [
-        {
-            "method": record["method"],
-            "gamma": " ".join(f"{gamma:.3f}" for gamma in record["gamma"]) or "-",
-            "seed": record["seed"],
-            "dtype": record["dtype"],
-            "best epoch": f"{record['best_epoch']} of {len(record['epochs'])}",
-            "valid": _number(record["valid_ppl"]),
-            "test clean": _number((record["test_ppl"] or {}).get("clean")),
-            "test averaged": _number((record["test_ppl"] or {}).get("averaged")),
-            "paper": _number(experiment.paper.get(record["method"])),
-            "status": record["status"],
-        }
-        for record in sorted(records, key=lambda r: (order.index(r["method"]), r["config"]["gamma"], r["seed"]))
-    ]
-    return pd.DataFrame(rows)
+    """One row a run, ours beside the paper's, by case and method; a method of a case that has no run is said to."""
+    rows = []
+    for case in experiment.cases:
+        of_case = [record for record in records if case.covers(record["config"])]
+        for method in experiment.methods:
+            found = [record for record in of_case if record["method"] == method]
+            shared = {**case.options, "method": method}
+            paper = _number(case.paper.get(method))
+            for record in sorted(found, key=lambda record: (record["config"]["gamma"], record["seed"])):
+                rows.append({**shared, **_row(record, paper)})
+            if not found and len(experiment.cases) > 1:
+                rows.append({**shared, "paper": paper, "status": "not run yet"})
+    return pd.DataFrame(rows).fillna("-")
+
+
+def draw(experiment: Experiment, records: Sequence[Dict[str, Any]], path: Path, floor: Optional[float] = None) -> None:
+    """The curves of an experiment's runs: as Figure 2 where there is one case, else a panel a case."""
+    if len(experiment.cases) == 1:
+        figure2(records, path, experiment.title, floor)
+        return
+    panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
+    validation_panels(panels, path, experiment.title)
+
+
+def _row(record: Dict[str, Any], paper: str) -> Dict[str, Any]:
+    return {
+        "gamma": " ".join(f"{gamma:.3f}" for gamma in record["gamma"]) or "-",
+        "seed": str(record["seed"]),
+        "dtype": record["dtype"],
+        "best epoch": f"{record['best_epoch']} of {len(record['epochs'])}",
+        "valid": _number(record["valid_ppl"]),
+        "test clean": _number((record["test_ppl"] or {}).get("clean")),
+        "test averaged": _number((record["test_ppl"] or {}).get("averaged")),
+        "paper": paper,
+        "status": record["status"],
+    }
 
 
 def _number(value: Optional[float]) -> str:

@@ -23,7 +23,12 @@ class RunsFailed(Exception):
 
 
 def run_grid(
-    configs: Sequence[Config], runs: Path, results: Path, jobs: int = 1, device: str = "auto"
+    configs: Sequence[Config],
+    runs: Path,
+    results: Path,
+    jobs: int = 1,
+    device: str = "auto",
+    elsewhere: Sequence[Path] = (),
 ) -> List[Dict[str, Any]]:
     """Bring every configuration to a record in `results`, and return the records in the order of `configs`.
 
@@ -38,17 +43,18 @@ def run_grid(
         Runs side by side; they share the cores.
     device : str, default 'auto'
         As in `noisin.device.find_device`.
+    elsewhere : sequence of Path
+        Further folders of records: a run that has one there is not run again.
 
     Raises
     ------
     RunsFailed
         If a run ends without a record; the others are finished first.
     """
-    done = load_records(results)
+    done = load_records(results, *elsewhere)
     missing = [config for config in configs if find_record(done, config) is None]
     if len(missing) < len(configs):
-        here = os.path.relpath(results)
-        print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record in {here}", flush=True)
+        print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record", flush=True)
     processes = _Processes(runs, results, jobs, device)
     failed = []
     bar = tqdm(total=len(missing), desc="runs", unit="run", position=1 if jobs == 1 else 0, disable=None, leave=False)
@@ -64,7 +70,7 @@ def run_grid(
             raise
     if failed:
         raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
-    done = load_records(results)
+    done = load_records(results, *elsewhere)
     return [record for record in (find_record(done, config) for config in configs) if record is not None]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, TABLE3
-from experiments.readme import README, results_section, split_readme
-from experiments.records import RESULTS, find_record, load_records, markdown, table
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, TABLE2, TABLE3
+from experiments.readme import README, SECTIONS, split_readme
+from experiments.records import RESULTS, draw, find_record, markdown, records_of, table
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import figure2
@@ -114,6 +114,34 @@ def test_the_table_sets_ours_beside_the_papers():
     assert re.match(r"\| method +\| gamma +\| seed", lines[0]) and set(lines[1]) == set("|-")
 
 
+def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
+    configs = TABLE2.configs()
+    assert len({config.digest for config in configs}) == 24
+    assert {config.digest for config in FIGURE2.configs()} < {config.digest for config in configs}
+    records = [record_of(config) for config in configs if (config.layers, config.activation) == (2, "relu")]
+    frame = table(TABLE2, records[:2])
+    assert len(frame) == 24
+    assert list(frame["status"]).count("not run yet") == 22
+    row = frame[(frame.layers == 2) & (frame.activation == "relu") & (frame.method == "dropout")].iloc[0]
+    assert (row["test clean"], row["paper"], row["status"]) == ("51.3", "168.5", "finished")
+    assert frame["paper"].astype(float).sum() == pytest.approx(3764.3)  # of the table as it is printed
+
+
+def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
+    draw(TABLE2, [record_of(config) for config in TABLE2.configs()[:6]], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
+    (tmp_path / "figure2").mkdir()
+    own = FIGURE2.configs(["none"], [5], dtype="bfloat16")[0]
+    for name, config in (("own", own), ("other", Config(**{**own.to_dict(), "hidden": 7}))):
+        (tmp_path / "figure2" / f"{name}.json").write_text(json.dumps(record_of(config)))
+    for experiment in (FIGURE2, TABLE2):
+        assert [record["config"]["hidden"] for record in records_of(experiment, tmp_path)] == [256]
+    assert records_of(TABLE3, tmp_path) == []
+
+
 def test_the_figure_is_a_picture_of_the_records(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -147,12 +175,16 @@ def test_a_committed_record_holds_together(path):
     assert not record["git"].endswith("+")  # made by code that is committed
 
 
-def test_the_results_in_the_readme_are_those_of_the_records():
-    _, section, _ = split_readme(README.read_text(encoding="utf-8"))
-    assert section == results_section()
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_sections_of_the_readme_are_those_of_the_records(name):
+    _, section, _ = split_readme(README.read_text(encoding="utf-8"), name)
+    assert section == SECTIONS[name]()
+
+
+def test_every_experiment_with_records_has_its_figure():
     for experiment in EXPERIMENTS.values():
-        if load_records(RESULTS / experiment.name):
-            assert (RESULTS / experiment.name / "figure2.png").exists()
+        if records_of(experiment):
+            assert (RESULTS / experiment.name / "curves.png").exists()
 
 
 def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
@@ -164,7 +196,7 @@ def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
     assert re.search(r"^\| none .* \| finished \|$", output, re.MULTILINE)
     assert re.search(r"^\| noisin\* .* \| finished \|$", output, re.MULTILINE)
     assert "No model can be below 17.24" in output
-    assert (tmp_path / "runs" / "demo" / "figure2.png").exists()
+    assert (tmp_path / "runs" / "demo" / "curves.png").exists()
     start = time.monotonic()
     again = command(*arguments, cwd=tmp_path)
     repeated, _ = again.communicate(timeout=100)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import noisin
+from noisin import _environment
 
 ROOT = Path(__file__).resolve().parent.parent
 FIND_PYTHON = ROOT / "tools" / "find-python"
@@ -314,6 +315,19 @@ def test_narrowing_reaches_the_command_unchanged():
     ]
 
 
+def test_a_gpu_gets_an_environment_of_its_own_with_the_gpu_build():
+    lines = make("-n", "ptb", "DEVICE=gpu:1").stdout
+    assert "tools/make-venv .venv-gpu requirements-gpu.txt" in lines
+    assert lines.splitlines()[-1] == ".venv-gpu/bin/python -m experiments ptb --device 'gpu:1'"
+    assert "gpu" not in make("-n", "ptb", "DEVICE=cpu").stdout
+
+
+def test_the_cuda_libraries_that_are_loaded_are_those_that_are_pinned():
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)$", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE))
+    assert pinned.pop("mxnet-cu117") == "1.9.1"
+    assert set(pinned) == {f"nvidia-{name}-cu11" for name in _environment._CUDA_PACKAGES}
+
+
 @pytest.mark.parametrize("threads", ["0", "two", "1,2"])
 def test_a_number_of_threads_that_is_none_is_one_line(threads):
     result = subprocess.run(
@@ -322,5 +336,5 @@ def test_a_number_of_threads_that_is_none_is_one_line(threads):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number of at least 1\n"

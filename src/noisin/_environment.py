@@ -14,6 +14,20 @@ from importlib import metadata
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
 
+# In the order in which they need one another; pinned in requirements-gpu.txt.
+_CUDA_PACKAGES = (
+    "cuda-runtime",
+    "nvtx",
+    "cuda-nvrtc",
+    "cublas",
+    "cufft",
+    "curand",
+    "cusparse",
+    "cusolver",
+    "cudnn",
+    "nccl",
+)
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -98,10 +112,27 @@ def keep_freed_memory() -> None:
     64 MB. Peak memory is about the same, but it is kept until the end.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc; its parameters are named in malloc.h
+    if mallopt is not None:  # glibc
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_ARENA_MAX, 1)
+
+
+def load_cuda_libraries() -> None:
+    """Load the CUDA libraries that a GPU build of MXNet was linked with, where pip has put them.
+
+    The dynamic linker does not look into site-packages. Does nothing for the CPU build.
+    """
+    try:
+        metadata.version("mxnet-cu117")
+        packages = [metadata.distribution(f"nvidia-{name}-cu11") for name in _CUDA_PACKAGES]
+    except metadata.PackageNotFoundError:
+        return
+    os.environ.setdefault("MXNET_CUDNN_LIB_CHECKING", "0")  # else a warning that cuDNN is newer than at its build
+    for package in packages:
+        for file in package.files or ():
+            if file.match("lib/lib*.so*"):
+                ctypes.CDLL(str(package.locate_file(file)), mode=ctypes.RTLD_GLOBAL)
 
 
 def silence_import_warnings() -> None:
@@ -124,7 +155,9 @@ def prepare() -> None:
         # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
         # helps. While Python still looks for the module of `python -m noisin`, sys.argv[0] is "-m".
         if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m"):
-            raise SystemExit(f"noisin: error: {error}") from None
+            print(f"noisin: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
         raise
     keep_freed_memory()
+    load_cuda_libraries()
     silence_import_warnings()

@@ -39,11 +39,11 @@ def find_device(name: str = "auto") -> mx.Context:
 def _why_unusable(index: int) -> str:
     """What keeps GPU `index` from being used, or nothing."""
     if not mx.runtime.Features().is_enabled("CUDA"):
-        return "this MXNet was built for the CPU only (a GPU needs mxnet-cu117 in place of mxnet)"
+        return "this MXNet was built for the CPU only (requirements-gpu.txt says how to get the other)"
     try:
         count = mx.context.num_gpus()
         if index >= count:
-            return f"MXNet sees {count} GPUs"
+            return f"MXNet sees {count} GPUs (`nvidia-smi` lists what the driver sees)"
         # The wheels hold code for compute capability 5.0 to 8.9; on another the first kernel fails, not the import.
         mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
     except mx.MXNetError as error:

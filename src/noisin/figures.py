@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,14 +42,9 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     validation, training = figure.subplots(1, 2)
-    for record in sorted(records, key=lambda record: (list(STYLES).index(record["method"]), record["seed"])):
-        epochs = [entry["epoch"] for entry in record["epochs"]]
-        style = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": _label(record, records)}
-        for axes, key in ((validation, "valid_ppl"), (training, "train_ppl")):
-            axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
-        if record["best_epoch"]:
-            color = style["color"]
-            validation.plot(record["best_epoch"], record["valid_ppl"], "*", color=color, markersize=12, zorder=3)
+    for record in _by_method(records):
+        _curve(validation, record, "valid_ppl", _label(record, records))
+        _curve(training, record, "train_ppl", _label(record, records))
     _label_axes(validation, "validation, noise off (★ best epoch)")
     _label_axes(training, "training, noise on")
     validation.set_ylabel("perplexity a word (log scale)")
@@ -62,6 +57,54 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
             axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
     training.legend(frameon=False)
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+    """Draw validation perplexity against the epoch in a panel for each setting.
+
+    Parameters
+    ----------
+    panels : mapping
+        Title of each panel, and its runs; a panel without any says so.
+    path : Path
+        PNG to write.
+    title : str, default none
+    """
+    rows = (len(panels) + 2) // 3
+    figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
+    methods: Dict[str, Any] = {}
+    for index, (name, records) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, 3, index)
+        for record in _by_method(records):
+            methods.setdefault(record["method"], _curve(axes, record, "valid_ppl", LABELS[record["method"]]))
+        _label_axes(axes, name)
+        if records:
+            axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
+        else:
+            axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
+        if index % 3 == 1:
+            axes.set_ylabel("validation perplexity (log scale)")
+    figure.legend(handles=[methods[name] for name in STYLES if name in methods], loc="outside lower center", ncols=4)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+    return sorted(records, key=lambda record: (list(STYLES).index(record["method"]), record["seed"]))
+
+
+def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str) -> Any:
+    """One run's curve, with a star at its best epoch on validation."""
+    epochs = [entry["epoch"] for entry in record["epochs"]]
+    style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": label}
+    (line,) = axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
+    if key == "valid_ppl" and record["best_epoch"]:
+        axes.plot(record["best_epoch"], record["valid_ppl"], "*", color=style["color"], markersize=12, zorder=3)
+    return line
+
+
+def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
     write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))

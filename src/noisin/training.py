@@ -7,11 +7,12 @@ import math
 import platform
 import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import gluonnlp
 import mxnet as mx
+import numpy as np
 from tqdm import tqdm
 
 import noisin
@@ -267,7 +268,7 @@ def make_record(
         "git": revision,
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("mxnet", "gluonnlp", "numpy")},
+            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
             "noisin": noisin.__version__,
         },
         "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},

@@ -1,0 +1,138 @@
+"""The benchmark: what is timed is what it says, and the report is made of the measurements."""
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, mxnet_peers, ours, report
+from benchmarks.measure import Contender
+from benchmarks.workloads import GROWTH, WORKLOADS
+from experiments.records import markdown
+
+TINY = {"vocabulary": 50, "hidden": 8, "batch_size": 4, "unroll": 5}
+MODULES = {"ours": ours, "mxnet_peers": mxnet_peers}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=str)
+def test_the_limit_has_the_products_that_design_counts(workload):
+    size, gates = workload.hidden, workload.gates
+    recurrent = workload.layers * 2 * size * gates * size
+    forward = sum(2 * times * rows * inner * columns for times, rows, inner, columns, _ in workload.products())
+    assert 3 * forward == 6 * workload.words * (size * workload.vocabulary + recurrent)
+
+
+def test_peers_get_consecutive_segments():
+    workload = WORKLOADS["ptb-rnn-256"].changed(TINY)
+    batches = workload.batches()
+    first, second = next(batches), next(batches)
+    for inputs, targets in (first, second):
+        assert inputs.shape == targets.shape == (5, 4)
+        np.testing.assert_array_equal(inputs[1:], targets[:-1])
+    np.testing.assert_array_equal(second[0][0], first[1][-1])
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize(
+    "module, name", [(module, name) for module, found in MODULES.items() for name in found.CONTENDERS]
+)
+def test_every_contender_makes_steps(workload, module, name):
+    step = MODULES[module].CONTENDERS[name](WORKLOADS[workload].changed(TINY), "float32")
+    for _ in range(3):
+        step()
+    MODULES[module].finish()
+
+
+@pytest.mark.parametrize("name", mxnet_peers.CONTENDERS)
+def test_peers_learn(name, monkeypatch):
+    losses = []
+    calculate = mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss.hybrid_forward
+
+    def watched(self, *args, **options):
+        loss = calculate(self, *args, **options)
+        losses.append(loss)
+        return loss
+
+    monkeypatch.setattr(mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss, "hybridize", lambda self, **_: None)
+    monkeypatch.setattr(mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss, "hybrid_forward", watched)
+    step = mxnet_peers.CONTENDERS[name](WORKLOADS["ptb-rnn-256"].changed({**TINY, "learning_rate": 0.03}), "float32")
+    for _ in range(60):
+        step()
+    first, last = (np.mean([loss.mean().asscalar() for loss in part]) for part in (losses[:5], losses[-5:]))
+    assert last < first - 0.3
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pytorch_peers_make_steps(monkeypatch, noisy, cell, dtype):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from benchmarks.torch_peers import pytorch
+
+    step = pytorch(noisy, WORKLOADS["ptb-rnn-256"].changed({**TINY, "cell": cell, "layers": 2}), dtype)
+    for _ in range(3):
+        step()
+
+
+def test_measuring_interleaves_and_leaves_out_what_fails(monkeypatch, capfd):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.02)
+    contenders = [
+        Contender("noisin", "float32", "ours", change=TINY),
+        Contender("noisin-2x1", "float32", "ours", made_by="noisin", change=TINY, processes=2),
+        Contender("absent", "float32", "ours", change=TINY),
+    ]
+    one, two = measure.measure("ptb-rnn-256", contenders, rounds=3)
+    assert "absent in float32 left out: KeyError: 'absent'" in capfd.readouterr().err
+    for entry, name in ((one, "noisin"), (two, "noisin-2x1")):
+        assert (entry["name"], entry["rounds"], entry["hidden"]) == (name, 3, 8)
+        assert 0 < entry["min"] <= entry["words_per_second"] <= entry["max"]
+        assert 50 < entry["peak_mib"] < 2000
+
+
+def measurement(name, rate, dtype="float32", **change):
+    entry = {"workload": "ptb-rnn-256", "name": name, "dtype": dtype, "words_per_second": rate, "peak_mib": 400.0}
+    return {**entry, "min": rate - 1, "max": rate + 1, "rounds": 7, **change}
+
+
+RESULTS = {
+    "measurements": [
+        measurement("limit", 100.0),
+        measurement("none", 80.0),
+        measurement("noisin", 64.0),
+        measurement("noisin-s4", 20.0),
+        measurement("limit", 200.0, "bfloat16"),
+        measurement("none", 100.0, "bfloat16"),
+    ],
+    "growth": [measurement("noisin", 100.0 * value, **{name: value}) for name in GROWTH for value in (1, 2)],
+}
+
+
+def test_ratios_are_of_medians_and_leave_out_what_was_not_measured():
+    found = {
+        (row.figure, row.dtype): float(row.measured)
+        for row in report.ratios(RESULTS, "ptb-rnn-256").itertuples(index=False)
+    }
+    assert found == {
+        ("deterministic / limit", "float32"): 0.8,
+        ("time of NOISIN / deterministic", "float32"): 1.25,
+        ("time of S = 4 / four times S = 1", "float32"): 0.8,
+        ("deterministic / limit", "bfloat16"): 0.5,
+    }
+    assert report.ratios(RESULTS, "wikitext2-lstm-200").empty
+
+
+def test_the_table_has_a_row_for_each_contender_in_both_dtypes():
+    text = markdown(report.table(RESULTS, "ptb-rnn-256"))
+    assert "| matrix products alone | 100 (99 to 101)   | 400          | 200 (199 to 201)   | 400           |" in text
+    assert "| NOISIN                | 64 (63 to 65)     | 400          | -                  | -             |" in text
+    assert "PyTorch" not in text
+
+
+def test_figures_are_drawn(tmp_path):
+    report.draw_speed(RESULTS, tmp_path / "speed.png")
+    report.draw_growth(RESULTS, tmp_path / "growth.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("speed.png", "growth.png"))
+
+
+def test_a_growth_measurement_counts_the_words_of_its_own_size():
+    entry = measurement("noisin", 1000.0, batch_size=8)
+    assert report.step_milliseconds(entry) == pytest.approx(8 * 35)
