@@ -39,6 +39,7 @@ setup(
         "test": ["pytest>=7", "pytest-timeout>=2.1", "hypothesis>=6.80"],
         "lint": ["ruff>=0.6", "mypy>=1.8"],
         "peers": ["torch>=2.4"],  # only for `make bench`; PyTorch's CPU build is enough
+        "tensorboard": ["tensorboardX>=2.6"],
         "notebooks": ["nbclient>=0.8", "ipykernel>=6.20"],
     },
     entry_points={"console_scripts": ["noisin=noisin.cli:main"]},

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 from tqdm import tqdm
 
@@ -105,6 +105,9 @@ class _Turns:
         self._processes = [_Process(contender, workload) for _ in range(contender.processes)]
         self.rates: List[float] = []
         self.peak_mib = 0.0
+        self._steps = 0
+
+    def warm_up(self) -> None:
         self._turn(WARM_UP_STEPS)
         self._steps = max(2, round(TURN_SECONDS / max(1e-3, self._turn(2) / 2)))
 
@@ -136,9 +139,15 @@ def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: 
     try:
         with tqdm(total=len(contenders) * (rounds + 1), desc=title or workload, leave=False, disable=None) as bar:
             for contender in contenders:
-                turn = _start(contender, workload)
-                if turn is not None:
-                    turns.append(turn)
+                turn = _Turns(contender, workload)
+                turns.append(turn)
+                try:
+                    turn.warm_up()
+                except ContenderFailed as reason:
+                    turns.remove(turn)
+                    turn.stop()
+                    what = f"{workload}: {contender.name} in {contender.dtype}"
+                    tqdm.write(f"{what} left out: {reason}", file=sys.stderr)
                 bar.update()
             order = random.Random(0)
             for _ in range(rounds):
@@ -149,14 +158,6 @@ def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: 
     finally:
         for turn in turns:
             turn.stop()
-
-
-def _start(contender: Contender, workload: str) -> Optional[_Turns]:
-    try:
-        return _Turns(contender, workload)
-    except ContenderFailed as reason:
-        tqdm.write(f"{workload}: {contender.name} in {contender.dtype} left out: {reason}", file=sys.stderr)
-        return None
 
 
 def _measurement(turn: _Turns, workload: str) -> Dict[str, Any]:

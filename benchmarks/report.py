@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.checkpoint import write_file
@@ -17,6 +18,14 @@ SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
 TITLES = {
     "ptb-rnn-256": "1-layer RNN, 256 units, 10,000 words, Adam",
     "wikitext2-lstm-200": "2-layer LSTM, 200 units, 33,278 words, SGD",
+}
+DIMENSIONS = {
+    "hidden": "hidden units",
+    "batch_size": "batch size (sequences)",
+    "unroll": "unroll (steps)",
+    "layers": "layers",
+    "vocabulary": "vocabulary (word types)",
+    "samples": "S (trajectories)",
 }
 # What a name stands for, and the colour of its kind (Okabe and Ito's, which colour-blind readers tell apart).
 NAMES: Dict[str, Tuple[str, str]] = {
@@ -102,8 +111,9 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         colors = [NAMES[entry["name"]][1] for entry in shown]
         axes.barh([NAMES[entry["name"]][0] for entry in shown], rates, color=colors, xerr=spread, error_kw={"lw": 0.8})
         axes.axvline(entries["limit"]["words_per_second"], color="#555555", linewidth=0.8, linestyle=":")
-        axes.set_title(f"{TITLES[workload]}, {dtype}", fontsize=9)
+        axes.set_title(f"{TITLES[workload]}\n{dtype}", fontsize=9)
         axes.set_xlabel("words a second, trained (median; bar: least and most)", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
     _save(figure, path)
@@ -120,7 +130,7 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
         values = [entry[name] for entry in entries]
         axes.plot(values, [step_milliseconds(entry) for entry in entries], "o-", color="#0072B2")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(name.replace("_", " "))
+        axes.set_xlabel(DIMENSIONS[name])
         axes.set_ylabel("ms a step", color="#0072B2")
         memory = axes.twinx()
         memory.plot(values, [entry["peak_mib"] for entry in entries], "s--", color="#D55E00", markersize=4)

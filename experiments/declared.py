@@ -30,7 +30,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The options in words."""
+        """The options in words, as 'layers 2, activation tanh'."""
         return ", ".join(f"{name} {value}" for name, value in self.options.items())
 
     def covers(self, config: Mapping[str, Any]) -> bool:

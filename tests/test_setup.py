@@ -195,7 +195,7 @@ def test_the_command_shows_the_line_without_a_traceback(tmp_path, how):
     script.write_text("import sys\nfrom noisin.cli import main\nsys.exit(main())\n", encoding="utf-8")
     command = [script] if how == "script" else ["-m", "noisin"]
     result = run([sys.executable, *command, "--help"], PYTHONPATH=with_numpy(tmp_path, "2.4.6"))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stdout == ""
     assert re.fullmatch(r"noisin: error: .*numpy 2\.4\.6.*\n", result.stderr)
 

@@ -6,6 +6,8 @@
     best-0005.params   weights of the best validation epoch
     metrics.jsonl      one line an epoch, for people and plots
     record.json        the finished run (DESIGN, section 7)
+    lock               held by the process that trains
+    events/            for TensorBoard, if asked for
 
 Every file is written to the side, flushed and renamed. `state.json` is what counts: a kill before its rename leaves the
 previous one, whose files are still there.
@@ -16,16 +18,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 import mxnet as mx
 from mxnet.gluon import Block, Trainer
 
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
-from noisin.files import write_whole
+from noisin.files import is_locked, open_lock, write_whole
 
 
 @dataclass
@@ -56,6 +59,23 @@ class RunDirectory:
     def record_path(self) -> Path:
         return self.path / "record.json"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the directory and keep every other process from training in it meanwhile.
+
+        Raises
+        ------
+        UserError
+            If it cannot be made or written, or another process trains there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open_lock(self.path / "lock")
+        except OSError as error:
+            raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from None
+        with lock:
+            yield
+
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Start or re-enter the run of this identity (`config`, `corpus_sha256` and `version`).
 
@@ -64,10 +84,6 @@ class RunDirectory:
         UserError
             If the directory holds another run, naming what differs, or cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from None
         if not (self.path / "config.json").exists():
             write_json(self.path / "config.json", identity)
             return
@@ -77,6 +93,11 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(differences)}): give the same options, or another --run-dir"
             )
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process trains here now."""
+        return is_locked(self.path / "lock")
 
     def read_config(self) -> Config:
         """The configuration of the run that lies here.

@@ -1,4 +1,4 @@
-"""The command `noisin`: data, train, evaluate, sample."""
+"""The command `noisin`: data, train, evaluate, sample, runs."""
 
 from __future__ import annotations
 
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--config", metavar="FILE", help="JSON object of options; the command line goes before it")
     training.add_argument("--run-dir", metavar="DIR", help="where the run is kept (default: runs/NAME-OF-THE-RUN)")
     training.add_argument("--quiet", action="store_true", help="no progress bars")
+    training.add_argument(
+        "--events", action="store_true", help="write events for TensorBoard into the run directory too"
+    )
     _add_data_dir(training)
     _add_device(training)
     training.set_defaults(command=_train)
@@ -89,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
     sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
     sample.set_defaults(command=_sample)
+
+    runs = commands.add_parser("runs", help="list runs with their status, best epoch and perplexities", epilog=EPILOG)
+    runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where to look (default: runs)")
+    runs.set_defaults(command=_runs)
     return parser
 
 
@@ -184,7 +191,7 @@ def _train(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     corpus = config_corpus(config, arguments.data_dir)
     directory = arguments.run_dir or Path("runs") / config.name
-    train(config, directory, corpus, device, report=_report, progress=not arguments.quiet)
+    train(config, directory, corpus, device, _report, progress=not arguments.quiet, events=arguments.events)
 
 
 def _report(line: str) -> None:
@@ -221,6 +228,12 @@ def _sample(arguments: argparse.Namespace) -> None:
         print()
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from noisin.runs import runs_table  # with pandas, which no other command waits for
+
+    print(runs_table(arguments.folder).to_string(index=False))
 
 
 def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:

@@ -82,6 +82,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
         if records:
             axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
         else:
+            axes.set(xlabel="", xticks=[], yticks=[])
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
         if index % 3 == 1:
             axes.set_ylabel("validation perplexity (log scale)")

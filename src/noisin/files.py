@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import uuid
 from pathlib import Path
-from typing import Any, Callable
+from typing import IO, Any, Callable
 
 from noisin.errors import UserError
 
@@ -54,3 +56,40 @@ def read_regular(path: Path, expected: str) -> bytes:
         raise UserError(f"{path}: missing; expected {expected}; put the file there") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}; make it readable") from None
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Lock the file `path` and return it: closing it unlocks it, and so does the end of the process, however it ends.
+
+    Raises
+    ------
+    UserError
+        If another process has locked it, saying which.
+    """
+    file = open(path, "a+", encoding="utf-8")
+    if not _lock(file):
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        file.close()
+        raise UserError(f"{path.parent} is in use by {holder}: wait for it, or stop it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process has locked the file `path`."""
+    if not path.exists():
+        return False
+    with open(path, encoding="utf-8") as file:
+        return not _lock(file)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file; False if another process has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

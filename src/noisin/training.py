@@ -21,6 +21,7 @@ from noisin.checkpoint import Progress, RunDirectory, read_json
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.evaluation import Evaluator
+from noisin.events import Events
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
 from noisin.step import Diverged, TrainingStep
@@ -36,6 +37,7 @@ def train(
     device: Optional[mx.Context] = None,
     report: Callable[[str], None] = tqdm.write,
     progress: bool = True,
+    events: bool = False,
 ) -> Dict[str, Any]:
     """Train one run to its end, going on from its last checkpoint if it has one, and return its record.
 
@@ -51,6 +53,8 @@ def train(
         Receives one line an epoch.
     progress : bool, default True
         Show progress bars where standard error is a terminal.
+    events : bool, default False
+        Write events for TensorBoard into the run directory too.
 
     Returns
     -------
@@ -60,17 +64,19 @@ def train(
     Raises
     ------
     UserError
-        If the directory holds a run of another configuration, or cannot be written.
+        If the directory holds a run of another configuration, is in use by another process, or cannot be written.
     """
     training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
     directory = RunDirectory(run_directory)
-    directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
-    report(f"run {directory.path}")
-    if directory.record_path.exists():
-        record = read_json(directory.record_path)
-        report(f"already {_summary_line(record)}")
-        return record
-    return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
+    watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
+    with directory.held():
+        directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
+        report(f"run {directory.path}")
+        if directory.record_path.exists():
+            record = read_json(directory.record_path)
+            report(f"already {_summary_line(record)}")
+            return record
+        return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
 
 
 class _Run:
@@ -84,9 +90,10 @@ class _Run:
         device: mx.Context,
         report: Callable[[str], None],
         progress: bool,
+        events: Optional[Events],
     ) -> None:
         self.config, self.directory, self.corpus, self.device = config, directory, corpus, device
-        self.report, self.show_bar = report, progress
+        self.report, self.show_bar, self.events = report, progress, events
         self.revision = _git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.step = TrainingStep(self.model, config, device)
@@ -97,8 +104,14 @@ class _Run:
             report(f"going on after epoch {len(self.progress.epochs)}")
 
     def train(self) -> Dict[str, Any]:
-        while self.progress.status == "running":
-            self._train_epoch(len(self.progress.epochs) + 1)
+        if self.events:
+            self.events.begin(self.progress.epochs)
+        try:
+            while self.progress.status == "running":
+                self._train_epoch(len(self.progress.epochs) + 1)
+        finally:
+            if self.events:
+                self.events.close()
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> None:
@@ -130,6 +143,8 @@ class _Run:
         self.progress.epochs.append(entry)
         self._judge(entry)
         self.directory.save(self.model, self.step.trainer, self.progress)
+        if self.events:
+            self.events.add(entry)
         self.report(_epoch_line(entry, improved=self.progress.best_epoch == epoch))
 
     def _pass_over_training_set(self, epoch: int) -> Tuple[float, int]:

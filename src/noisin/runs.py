@@ -1,0 +1,54 @@
+"""A table of the runs below a folder: `noisin runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pandas as pd
+
+from noisin.checkpoint import RunDirectory, read_json
+from noisin.errors import UserError
+
+
+def runs_table(folder: Path) -> pd.DataFrame:
+    """One row for each run directory below `folder`, at any depth, by path.
+
+    Raises
+    ------
+    UserError
+        If there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one that holds run directories")
+    rows = [_row(path.parent, folder) for path in sorted(folder.rglob("config.json"))]
+    if not rows:
+        raise UserError(f"{folder} holds no run: noisin train makes one")
+    return pd.DataFrame(rows).fillna("-")
+
+
+def _row(path: Path, folder: Path) -> Dict[str, Any]:
+    directory, name = RunDirectory(path), str(path.relative_to(folder))
+    try:
+        config, progress = directory.read_config(), directory.load()
+        status = _status(directory, progress)
+        row: Dict[str, Any] = {"run": name, "status": status, "method": config.method}
+        if progress and progress.epochs:
+            row["epoch"] = f"{len(progress.epochs)} of {config.epochs}"
+            row["best epoch"] = str(progress.best_epoch)
+            row["valid"] = f"{progress.best_valid_ppl:.2f}"
+            row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in progress.epochs[-1]["gamma"]) or "-"
+        if directory.record_path.exists():
+            test = read_json(directory.record_path)["test_ppl"] or {}
+            row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if name in test})
+        return row
+    except (UserError, KeyError, TypeError, ValueError):
+        return {"run": name, "status": "damaged"}
+
+
+def _status(directory: RunDirectory, progress: Any) -> str:
+    if directory.record_path.exists():
+        return read_json(directory.record_path)["status"]
+    if directory.in_use:
+        return "running"
+    return "interrupted" if progress and progress.epochs else "not one epoch yet"

@@ -1,0 +1,156 @@
+"""Watching runs: two at once on one directory, the list of runs, events for TensorBoard."""
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+from noisin.cli import main
+from noisin.files import is_locked, open_lock
+
+QUICK = ("--hidden", "8", "--batch-size", "50", "--eval-samples", "2", "--quiet")
+
+
+def start(run_dir, *options):
+    command = [sys.executable, "-W", "ignore", "-m", "noisin", "train", "--run-dir", str(run_dir), *QUICK, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_second_process_is_told_who_trains_and_a_killed_one_is_no_obstacle(tmp_path, capsys):
+    first = start(tmp_path / "run", "--epochs", "1000", "--patience", "1000")
+    try:
+        wait_for((tmp_path / "run" / "metrics.jsonl").exists, first)
+        assert (
+            main(["train", "--run-dir", str(tmp_path / "run"), *QUICK, "--epochs", "1000", "--patience", "1000"]) == 2
+        )
+        error = capsys.readouterr().err
+        assert error == (
+            f"noisin: error: {tmp_path / 'run'} is in use by process {first.pid} on {socket.gethostname()}: "
+            "wait for it, or stop it\n"
+        )
+        assert main(["runs", str(tmp_path)]) == 0
+        assert re.search(r"^ *run +running +none ", capsys.readouterr().out, re.MULTILINE)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    assert main(["runs", str(tmp_path)]) == 0
+    assert re.search(r"^ *run +interrupted +none +\d+ of 1000 ", capsys.readouterr().out, re.MULTILINE)
+    again = start(tmp_path / "run", "--epochs", "1000", "--patience", "1000")
+    assert again.stdout.readline().startswith("run ")
+    assert again.stdout.readline().startswith("going on after epoch ")
+    again.kill()
+    again.communicate()
+
+
+def test_a_lock_is_let_go_when_its_file_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    file = open_lock(path)
+    assert is_locked(path)
+    file.close()
+    assert not is_locked(path)
+    open_lock(path).close()
+
+
+def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
+    options = [*QUICK, "--epochs", "2"]
+    assert (
+        main(["train", "--run-dir", str(tmp_path / "a" / "done"), *options, "--method", "noisin*", "--gamma", "0.3"])
+        == 0
+    )
+    assert main(["train", "--run-dir", str(tmp_path / "none"), *options]) == 0
+    record = json.loads((tmp_path / "a" / "done" / "record.json").read_text())
+    (tmp_path / "none" / "record.json").unlink()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"config": {"hidden": "many"}}')
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_bytes((tmp_path / "none" / "config.json").read_bytes())
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0]: line for line in lines[1:]}
+    valid, test = f"{record['valid_ppl']:.2f}", record["test_ppl"]
+    gamma = f"{record['epochs'][-1]['gamma'][0]:.3f}"
+    best = str(record["best_epoch"])
+    expected = ["a/done", "finished", "noisin*", "2", "of", "2", best, valid, gamma]
+    assert rows["a/done"] == [*expected, f"{test['clean']:.2f}", f"{test['averaged']:.2f}"]
+    assert rows["none"][1:6] == ["interrupted", "none", "2", "of", "2"]
+    assert " ".join(rows["begun"]).startswith("begun not one epoch yet none")
+    assert rows["odd"][1] == "damaged"
+
+
+@pytest.mark.parametrize("folder, says", [("absent", "no such folder"), (".", "holds no run")])
+def test_runs_of_nothing_is_one_line(tmp_path, monkeypatch, capsys, folder, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", folder]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def scalars(folder):
+    """(name, step) -> value, from the event files in `folder`, in the format of TFRecord."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found += [((value.tag, event.step), value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+    assert len(found) == len(dict(found)), "an epoch is there twice"
+    return dict(found)
+
+
+def test_events_hold_every_epoch_once(tmp_path):
+    pytest.importorskip("tensorboardX")
+    options = ["train", "--run-dir", str(tmp_path), *QUICK, "--method", "noisin", "--epochs", "3", "--events"]
+    assert main(options) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first = scalars(tmp_path / "events")
+    assert [first["perplexity/valid", n] for n in (1, 2, 3)] == pytest.approx([e["valid_ppl"] for e in metrics])
+    assert [first["gamma/layer0", n] for n in (1, 2, 3)] == pytest.approx([0.2] * 3)
+
+
+def test_a_resumed_run_writes_its_earlier_epochs_anew(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from noisin.events import Events
+
+    epochs = [
+        {"epoch": n, "train_ppl": 9.0 / n, "valid_ppl": 8.0 / n, "tokens_per_second": 1.0, "gamma": []} for n in (1, 2)
+    ]
+    before = Events(tmp_path / "events")
+    before.begin([])
+    for entry in epochs:
+        before.add(entry)
+    before.close()
+    after = Events(tmp_path / "events")
+    after.begin(epochs[:1])  # the second epoch was not saved
+    after.add({**epochs[1], "valid_ppl": 7.0})
+    after.close()
+    found = scalars(tmp_path / "events")
+    assert [found["perplexity/valid", n] for n in (1, 2)] == [8.0, 7.0]
+
+
+def test_events_without_tensorboardx_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert main(["train", "--run-dir", str(tmp_path / "run"), *QUICK, "--events"]) == 2
+    assert "pip install tensorboardX" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
