@@ -15,7 +15,7 @@ import pytest
 
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, TABLE2, TABLE3
 from experiments.readme import README, SECTIONS, split_readme
-from experiments.records import RESULTS, draw, find_record, markdown, records_of, table
+from experiments.records import RESULTS, draw, find_record, load_records, markdown, records_of, table
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import figure2
@@ -179,6 +179,20 @@ def test_a_committed_record_holds_together(path):
 def test_the_sections_of_the_readme_are_those_of_the_records(name):
     _, section, _ = split_readme(README.read_text(encoding="utf-8"), name)
     assert section == SECTIONS[name]()
+
+
+def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_little():
+    readme = README.read_text(encoding="utf-8")
+    compared = 0
+    for path in (RESULTS / "dtype").glob("*.json"):
+        single = json.loads(path.read_text(encoding="utf-8"))
+        config = {**single["config"], "dtype": "bfloat16", "epochs": 40}
+        half = find_record(load_records(RESULTS / "figure2"), config_from_dict(config))
+        ours, theirs = (record["epochs"][2]["valid_ppl"] for record in (half, single))
+        assert abs(ours / theirs - 1) < 0.005
+        assert f"{ours:.2f} against {theirs:.2f}" in readme
+        compared += 1
+    assert compared == 2
 
 
 def test_every_experiment_with_records_has_its_figure():

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,26 @@ def test_damaged_weights_are_reported_not_used(tmp_path, corpus, damage):
         mx.nd.save(str(weights), {"weight:decoder_bias": mx.nd.zeros(3)})
     with pytest.raises(UserError, match="epoch-0001.params"):
         run(Config(**SMALL), tmp_path, corpus)
+
+
+@pytest.mark.parametrize("damaged", ["epoch-0003.params", "best-*.params", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "delete"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, corpus, damaged, damage):
+    config = Config(method="noisin", **SMALL)
+    whole = run(config, tmp_path / "whole", corpus)
+    run_and_kill(config, tmp_path / "parts", corpus, after_epoch=3)
+    (newest,) = sorted((tmp_path / "parts").glob(damaged))[-1:]
+    assert "0003" in newest.name or newest.name == "state.json"  # else the checkpoint before has it too
+    if damage == "delete":
+        newest.unlink()
+    else:
+        newest.write_bytes(newest.read_bytes()[:50])
+    lines = []
+    record = train(config, tmp_path / "parts", corpus, report=lines.append, progress=False)
+    assert re.search(rf"{newest.name}.*; the checkpoint before it is used$", lines[1])
+    assert lines[2] == "going on after epoch 2"
+    assert without_times(record) == without_times(whole)
+    assert not list((tmp_path / "parts").glob("*-before*")) + list((tmp_path / "parts").glob("epoch-*"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"progress": {"nonsense": 1}}'])

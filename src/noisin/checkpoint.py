@@ -2,6 +2,7 @@
 
     config.json        the resolved configuration, package version and corpus fingerprint
     state.json         progress so far; names the two files below with their sha256
+    state-before.json  the same of the checkpoint before, whose files are kept too
     epoch-0007.params  weights and optimizer state after epoch 7
     best-0005.params   weights of the best validation epoch
     metrics.jsonl      one line an epoch, for people and plots
@@ -10,7 +11,7 @@
     events/            for TensorBoard, if asked for
 
 Every file is written to the side, flushed and renamed. `state.json` is what counts: a kill before its rename leaves the
-previous one, whose files are still there.
+previous one, whose files are still there. Should it or its files be damaged later, the checkpoint before is used.
 """
 
 from __future__ import annotations
@@ -118,13 +119,40 @@ class RunDirectory:
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
         path = self.path / "state.json"
-        if not path.exists():
+        return _read_progress(path) if path.exists() else None
+
+    def recover(self, report: Callable[[str], None]) -> Optional[Progress]:
+        """As `load`, from the newest checkpoint that is whole, which is then the last one.
+
+        Parameters
+        ----------
+        report : callable
+            Is told if that is not the newest.
+
+        Raises
+        ------
+        UserError
+            If there are checkpoints and none is whole.
+        """
+        newest, before = self.path / "state.json", self.path / "state-before.json"
+        if not newest.exists() and not before.exists():
             return None
-        content = read_json(path)
         try:
-            return Progress(**content["progress"])
-        except (KeyError, TypeError):
-            raise UserError(f"{path} is damaged: delete {self.path} to start the run again") from None
+            return self._read_whole(newest)
+        except UserError as damage:
+            if not before.exists():
+                raise
+            progress = self._read_whole(before)
+            report(f"{damage}; the checkpoint before it is used")
+        write_json(newest, read_json(before))
+        return progress
+
+    def _read_whole(self, state: Path) -> Progress:
+        """Progress of a checkpoint, after a look at all of its files."""
+        progress = _read_progress(state)
+        for which in ("last", "best") if progress.best_epoch else ("last",):
+            self._find_arrays(which, state)
+        return progress
 
     def load_weights(self, model: Block, which: str = "best") -> None:
         """Set the model's parameters to those of the `best` or the `last` epoch."""
@@ -150,34 +178,56 @@ class RunDirectory:
         files = {"last": {"name": last.name, "sha256": digests["last"]}}
         if progress.best_epoch is not None:
             files["best"] = {"name": best.name, "sha256": digests["best"]}
-        write_json(self.path / "state.json", {"files": files, "progress": dataclasses.asdict(progress)})
+        state, before = self.path / "state.json", self.path / "state-before.json"
+        kept = {entry["name"] for entry in files.values()}
+        if state.exists():
+            previous = read_json(state)
+            kept |= {entry["name"] for entry in previous["files"].values()}
+            write_json(before, previous)
+        write_json(state, {"files": files, "progress": dataclasses.asdict(progress)})
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
         for old in self.path.glob("*.params"):
-            if old.name not in {entry["name"] for entry in files.values()}:
+            if old.name not in kept:
                 old.unlink()
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record and drop what only a resume would need."""
         write_json(self.record_path, record)
-        for checkpoint in self.path.glob("epoch-*.params"):
-            checkpoint.unlink()
+        files = read_json(self.path / "state.json")["files"] if self.load() else {}
+        if (self.path / "state-before.json").exists():
+            (self.path / "state-before.json").unlink()
+        for old in self.path.glob("*.params"):
+            if old.name != files.get("best", {}).get("name"):
+                old.unlink()
 
     def _read_arrays(self, which: str) -> Dict[str, mx.nd.NDArray]:
-        path = self.path / "state.json"
-        if not path.exists():
+        return mx.nd.load(str(self._find_arrays(which, self.path / "state.json")))
+
+    def _find_arrays(self, which: str, state: Path) -> Path:
+        """The file of the `last` or `best` arrays that a checkpoint names, if it is there and whole."""
+        if not state.exists():
             raise UserError(f"{self.path} has no finished epoch yet: train it first")
         try:
-            entry = read_json(path)["files"][which]
+            entry = read_json(state)["files"][which]
             name, digest = Path(entry["name"]).name, entry["sha256"]
         except (KeyError, TypeError):
-            raise UserError(f"{path} names no '{which}' weights") from None
-        weights = self.path / name
-        if not weights.exists():
-            raise UserError(f"{weights} is missing: it holds the '{which}' weights of this run")
-        if _sha256(weights) != digest:
-            raise UserError(f"{weights} is damaged: its sha256 is not the one in {path.name}")
-        return mx.nd.load(str(weights))
+            raise UserError(f"{state} names no '{which}' weights") from None
+        arrays = self.path / name
+        if not arrays.exists():
+            raise UserError(f"{arrays} is missing: it holds the '{which}' weights of this run")
+        if _sha256(arrays) != digest:
+            raise UserError(f"{arrays} is damaged: its sha256 is not the one in {state.name}")
+        return arrays
+
+
+def _read_progress(state: Path) -> Progress:
+    if not state.exists():
+        raise UserError(f"{state} is missing")
+    try:
+        return Progress(**read_json(state)["progress"])
+    except (KeyError, TypeError):
+        raise UserError(f"{state} is damaged: delete {state.parent} to start the run again") from None
 
 
 def _differences(before: Any, now: Any, name: str = "") -> List[str]:

@@ -98,7 +98,7 @@ class _Run:
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.step = TrainingStep(self.model, config, device)
         self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
-        self.progress = directory.load() or Progress(started=_now())
+        self.progress = directory.recover(report) or Progress(started=_now())
         if self.progress.epochs:
             directory.restore(self.model, self.step.trainer, self.progress)
             report(f"going on after epoch {len(self.progress.epochs)}")
