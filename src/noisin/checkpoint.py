@@ -6,6 +6,7 @@
     best-0005.params   weights of the best validation epoch
     metrics.jsonl      one line an epoch, for people and plots
     record.json        the finished run (DESIGN, section 7)
+    lock               locked by the process that trains the run
 
 Every file is written to the side, flushed and renamed. `state.json` is what counts: a kill before its rename leaves the
 previous one, whose files are still there.
@@ -13,12 +14,15 @@ previous one, whose files are still there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 import mxnet as mx
 from mxnet.gluon import Block, Trainer
@@ -77,6 +81,31 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(differences)}): give the same options, or another --run-dir"
             )
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 10.0) -> Iterator[None]:
+        """Keep other processes, on other machines too, from training this run meanwhile.
+
+        The kernel lifts the lock when this process ends, however that may be; another one waits that long for it.
+
+        Raises
+        ------
+        UserError
+            If another process still has the lock after `patience` seconds.
+        """
+        try:
+            file = open(self.path / "lock", "w")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / 'lock'}: {error.strerror}") from None
+        with file:
+            deadline = time.monotonic() + patience
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    raise UserError(f"{self.path} is being trained by another process: wait for it, or stop it")
+                time.sleep(0.1)
+            for torn in self.path.glob(".*.tmp"):
+                torn.unlink()  # of a process that was killed while it wrote
+            yield
 
     def read_config(self) -> Config:
         """The configuration of the run that lies here.
@@ -157,6 +186,16 @@ class RunDirectory:
         if _sha256(weights) != digest:
             raise UserError(f"{weights} is damaged: its sha256 is not the one in {path.name}")
         return mx.nd.load(str(weights))
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: go on without
+    return True
 
 
 def _differences(before: Any, now: Any, name: str = "") -> List[str]:

@@ -60,17 +60,19 @@ def train(
     Raises
     ------
     UserError
-        If the directory holds a run of another configuration, or cannot be written.
+        If the directory holds a run of another configuration, is trained by another process, or cannot be written.
     """
     training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
     directory = RunDirectory(run_directory)
     directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
     report(f"run {directory.path}")
-    if directory.record_path.exists():
-        record = read_json(directory.record_path)
-        report(f"already {_summary_line(record)}")
-        return record
-    return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
+    if not directory.record_path.exists():
+        with directory.lock():
+            if not directory.record_path.exists():  # whoever had the lock before may have finished
+                return _Run(config, directory, corpus, device or mx.cpu(), report, progress).train()
+    record = read_json(directory.record_path)
+    report(f"already {_summary_line(record)}")
+    return record
 
 
 class _Run:
