@@ -41,6 +41,7 @@ setup(
         "peers": ["torch>=2.4"],  # only for `make bench`; PyTorch's CPU build is enough
         "tensorboard": ["tensorboardX>=2.6"],
         "notebooks": ["nbclient>=0.8", "ipykernel>=6.20"],
+        "cluster": ["distributed>=2023.5", "bokeh>=3.1"],  # runs on machines beyond this one; bokeh: Dask's dashboard
     },
     entry_points={"console_scripts": ["noisin=noisin.cli:main"]},
     classifiers=[

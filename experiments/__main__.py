@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from experiments.declared import EXPERIMENTS, Experiment
+from experiments.engines import on_dask, on_this_machine
 from experiments.readme import update_readme
 from experiments.records import RESULTS, draw, markdown, table
 from experiments.runner import RunsFailed, run_grid
+from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive
 from noisin.config import METHODS
 from noisin.data import load_corpus
@@ -35,7 +37,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"experiments: error: {error}; the same command tries them again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("experiments: interrupted; the same command goes on from the last finished epochs", file=sys.stderr)
+        clear = "\r\033[K" if sys.stderr.isatty() else ""  # what is left of a run's bar
+        print(
+            f"{clear}experiments: interrupted; the same command goes on from the last finished epochs", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -49,7 +54,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")
-    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, sharing the cores (default: 1)")
+    parser.add_argument("--jobs", type=positive, help="runs side by side on this machine (default: 1)")
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="give the runs to Dask: tcp://host:port of a scheduler, whose workers share this folder; or local, "
+        "for a scheduler and --jobs workers in this process (default: no Dask)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, help="of each run (default: the cores shared out among --jobs; 1 on a cluster)"
+    )
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
     )
@@ -68,12 +82,20 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     narrowing: Dict[str, Any] = {name: getattr(arguments, name) for name in ("epochs", "dtype")}
     narrowing = {name: value for name, value in narrowing.items() if value is not None}
     configs = experiment.configs(arguments.methods, arguments.seeds, **narrowing)
-    find_device(arguments.device)  # a wrong device or a missing corpus is said once, before any run
+    remote = arguments.scheduler not in (None, "local")
+    if remote and arguments.jobs:
+        raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
+    if not remote:
+        find_device(arguments.device)  # a wrong device or a missing corpus is said once, before any run
     corpus = load_corpus(experiment.setting["corpus"])
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
-    records = run_grid(configs, RUNS / experiment.name, results, arguments.jobs, arguments.device, elsewhere)
+    jobs = arguments.jobs or 1
+    engine = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
+    # Two runs of one thread make more words a second than two of two.
+    cores = arguments.threads or (1 if remote else max(1, threads() // jobs))
+    records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
     print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
     if corpus.floor is not None:
         print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")

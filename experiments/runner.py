@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
-import sys
+import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 from tqdm import tqdm
 
+from experiments.engines import Engine
 from experiments.records import file_record, find_record, load_records
-from noisin._environment import threads
-from noisin.checkpoint import read_json, write_json
+from noisin.checkpoint import write_json
 from noisin.config import Config
+from noisin.process import Job
 
 
 class RunsFailed(Exception):
@@ -26,7 +26,8 @@ def run_grid(
     configs: Sequence[Config],
     runs: Path,
     results: Path,
-    jobs: int = 1,
+    engine: Engine,
+    threads: int = 1,
     device: str = "auto",
     elsewhere: Sequence[Path] = (),
 ) -> List[Dict[str, Any]]:
@@ -39,8 +40,10 @@ def run_grid(
     configs : sequence of Config
     runs, results : Path
         Folder of the run directories; folder of the records.
-    jobs : int, default 1
-        Runs side by side; they share the cores.
+    engine : Engine
+        What runs them, of `experiments.engines`.
+    threads : int, default 1
+        Of each run.
     device : str, default 'auto'
         As in `noisin.device.find_device`.
     elsewhere : sequence of Path
@@ -52,70 +55,81 @@ def run_grid(
         If a run ends without a record; the others are finished first.
     """
     done = load_records(results, *elsewhere)
-    missing = [config for config in configs if find_record(done, config) is None]
+    missing = {config.name: config for config in configs if find_record(done, config) is None}
     if len(missing) < len(configs):
         print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record", flush=True)
-    processes = _Processes(runs, results, jobs, device)
     failed = []
-    bar = tqdm(total=len(missing), desc="runs", unit="run", position=1 if jobs == 1 else 0, disable=None, leave=False)
-    with bar, ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(processes.run, config): config for config in missing}
-        try:
-            for future, config in futures.items():
-                if not future.result():
-                    failed.append(config.name)
-                bar.update()
-        except KeyboardInterrupt:
-            processes.stop()
-            raise
+    if missing:
+        jobs = {name: _job(config, runs, threads, device) for name, config in missing.items()}
+        with _View(missing) as view, contextlib.closing(engine(jobs, view.relay)) as ended:
+            for name, record in ended:
+                view.end(name)
+                if record is None:
+                    failed.append(name)
+                else:
+                    file_record(results, missing[name], record)
     if failed:
-        raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
+        raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(sorted(failed))}")
     done = load_records(results, *elsewhere)
     return [record for record in (find_record(done, config) for config in configs) if record is not None]
 
 
-class _Processes:
-    """Starts runs as processes, relays what they say, and stops them together."""
+def _job(config: Config, runs: Path, threads: int, device: str) -> Job:
+    directory = (runs / config.name).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "options.json", config.to_dict())
+    # Where corpora and caches are is for this command to say, not for the environment of a worker elsewhere.
+    environment = {name: value for name, value in os.environ.items() if name.startswith("NOISIN_")}
+    return Job(str(directory), os.getcwd(), device, {**environment, "OMP_NUM_THREADS": str(threads)})
 
-    def __init__(self, runs: Path, results: Path, jobs: int, device: str) -> None:
-        self._runs, self._results, self._jobs, self._device = runs, results, jobs, device
-        self._stopping = threading.Event()
-        self._environment = dict(os.environ)
-        if jobs > 1:
-            # Cores are shared out: two runs of one thread make more words a second than two of two.
-            self._environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
 
-    def run(self, config: Config) -> bool:
-        """Run one configuration to its end; whether it has left a record."""
-        if self._stopping.is_set():
-            return False
-        directory = self._runs / config.name
-        directory.mkdir(parents=True, exist_ok=True)
-        options = directory / "options.json"
-        write_json(options, config.to_dict())
-        command = [sys.executable, "-m", "noisin", "train", "--config", str(options), "--run-dir", str(directory)]
-        command += ["--device", self._device]
-        if self._jobs == 1:
-            # The run has the terminal: its lines and its progress bar are its own.
-            print(f"\n{config.name}", flush=True)
-            status = subprocess.call(command, env=self._environment)
-        else:
-            status = self._relay(config, command + ["--quiet"])
-        if status != 0:
-            return False
-        file_record(self._results, config, read_json(directory / "record.json"))
-        return True
+class _View:
+    """The whole grid in one bar, its unit a run, which the lines of the runs move on epoch by epoch."""
 
-    def _relay(self, config: Config, command: Sequence[str]) -> int:
-        """Print each line of the run behind its name."""
-        process = subprocess.Popen(
-            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    def __init__(self, configs: Mapping[str, Config]) -> None:
+        self._epochs = {name: config.epochs for name, config in configs.items()}
+        self._labels = _labels(configs)
+        self._shares = dict.fromkeys(configs, 0.0)  # of each run's epochs, what is done
+        self._lock = threading.Lock()
+        self._bar = tqdm(
+            total=len(configs),
+            desc="runs",
+            bar_format="{l_bar}{bar}| {n:.1f} of {total} [{elapsed}, at most {remaining} to go]",
+            smoothing=0,  # the rate of all runs together since the start
+            position=1,  # below the bar of a run that has the terminal
+            disable=None,
+            leave=False,
         )
-        assert process.stdout is not None
-        for line in process.stdout:
-            tqdm.write(f"{config.method:>8} {config.seed}  {line.rstrip()}")
-        return process.wait()
 
-    def stop(self) -> None:
-        """Start no more runs; those at work get the interruption from the terminal and end by themselves."""
-        self._stopping.set()
+    def __enter__(self) -> _View:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def relay(self, name: str, line: str) -> None:
+        """Print a line of a run behind its label."""
+        tqdm.write(f"{self._labels[name]}  {line}")
+        epoch = re.match(r"(going on after )?epoch +(\d+)", line)
+        if epoch:
+            self._move(name, int(epoch[2]) / self._epochs[name], earlier=bool(epoch[1]))
+
+    def end(self, name: str) -> None:
+        """Count a run as ended, before its last epoch too."""
+        self._move(name, 1.0)
+
+    def _move(self, name: str, share: float, earlier: bool = False) -> None:
+        with self._lock:
+            step = share - self._shares[name]
+            if self._bar.disable or step <= 0:
+                return
+            self._shares[name] = share
+            if earlier:  # done by an earlier command: it says nothing of this one's speed
+                self._bar.initial += step
+            self._bar.update(step)
+
+
+def _labels(configs: Mapping[str, Config]) -> Dict[str, str]:
+    """What tells the runs apart, as short as it can be."""
+    short = {name: f"{config.method:>8} {config.seed}" for name, config in configs.items()}
+    return short if len(set(short.values())) == len(short) else {name: name for name in configs}

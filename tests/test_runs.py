@@ -8,11 +8,14 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from noisin.checkpoint import RunDirectory
 from noisin.cli import main
+from noisin.errors import UserError
 from noisin.files import is_locked, open_lock
 
 QUICK = ("--hidden", "8", "--batch-size", "50", "--eval-samples", "2", "--quiet")
@@ -66,6 +69,18 @@ def test_a_lock_is_let_go_when_its_file_is_closed(tmp_path):
     file.close()
     assert not is_locked(path)
     open_lock(path).close()
+
+
+def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    torn = tmp_path / ".epoch-0001.params.0123.tmp"
+    torn.touch()
+    with RunDirectory(tmp_path).held():
+        assert not torn.exists()
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
+            open_lock(tmp_path / "lock", patience=0.2)
+    file = open_lock(tmp_path / "lock")
+    threading.Timer(0.5, file.close).start()
+    open_lock(tmp_path / "lock").close()
 
 
 def test_runs_lists_each_run_with_its_status(tmp_path, capsys):

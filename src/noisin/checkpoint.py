@@ -75,6 +75,8 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from None
         with lock:
+            for torn in self.path.glob(".*.tmp"):
+                torn.unlink()  # of a process that was killed while it wrote
             yield
 
     def begin(self, identity: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from noisin.config import Config, config_from_dict
 from noisin.data import PUBLISHED, Corpus, load_corpus, table1
 from noisin.device import find_device
 from noisin.errors import UserError
+from noisin.process import end_with_parent
 from noisin.sampling import sample_words
 from noisin.training import initial_model, make_evaluator, train
 
@@ -27,6 +28,7 @@ EPILOG = "A mistake of yours ends with one line on stderr and status 2; an inter
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    end_with_parent()
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)

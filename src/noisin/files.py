@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 import uuid
 from pathlib import Path
 from typing import IO, Any, Callable
@@ -58,16 +59,25 @@ def read_regular(path: Path, expected: str) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}; make it readable") from None
 
 
-def open_lock(path: Path) -> IO[str]:
+def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
     """Lock the file `path` and return it: closing it unlocks it, and so does the end of the process, however it ends.
+
+    Parameters
+    ----------
+    path : Path
+    patience : float, default 3
+        Seconds to wait for another process, which may be about to end.
 
     Raises
     ------
     UserError
-        If another process has locked it, saying which.
+        If another process still has it locked then, saying which.
     """
     file = open(path, "a+", encoding="utf-8")
-    if not _lock(file):
+    deadline = time.monotonic() + patience
+    while not _lock(file) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not _lock(file):  # a lock that this process has is given again
         file.seek(0)
         holder = file.read(200).strip() or "another process"
         file.close()
@@ -92,4 +102,6 @@ def _lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        pass  # a file system without locks: go on without
     return True

@@ -1,0 +1,190 @@
+"""Runs on a Dask cluster of processes on loopback: the same records as without, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DASK = Path(sysconfig.get_path("scripts")) / "dask"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+LOOPBACK = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+# Epochs enough to be stopped twice in the middle; the second run is the longer one.
+GRID = ("demo", "--epochs", "4", "--methods", "none,noisin*")
+
+
+def start(command, folder, name, **options):
+    """A process whose output goes to `folder`/`name`."""
+    with open(folder / name, "w") as output:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+
+
+def compare(folder, *arguments):
+    """`python -m experiments ...` in the folder."""
+    return start([sys.executable, "-m", "experiments", *GRID, *arguments], folder, "output")
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def trainings(process):
+    """The runs that are children of a process, by the name of their directory."""
+    try:
+        children = psutil.Process(process.pid).children()
+        lines = {child: child.cmdline() for child in children if child.status() != psutil.STATUS_ZOMBIE}
+    except psutil.NoSuchProcess:
+        return {}
+    return {Path(line[line.index("--run-dir") + 1]).name: child for child, line in lines.items() if "--run-dir" in line}
+
+
+def gone(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def results(folder):
+    """Every record in the folder, without what time and place leave in it."""
+    found = {}
+    for path in folder.glob("runs/demo/records/*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("started", "finished"):
+            del record[name]
+        for epoch in record["epochs"]:
+            del epoch["seconds"], epoch["tokens_per_second"]
+        found[path.name] = record
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    """The records of the grid by the thread pool."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = compare(folder, "--jobs", "2")
+    assert process.wait(timeout=120) == 0, (folder / "output").read_text()
+    return results(folder)
+
+
+class Cluster:
+    """A scheduler and two workers, processes of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        file = folder / "scheduler.json"
+        command = [DASK, "scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", file]
+        self.scheduler = start(command, folder, "scheduler")
+        wait_for(file.exists)
+        self.address = json.loads(file.read_text())["address"]
+        command = [DASK, "worker", self.address, *LOOPBACK, "--nthreads", "1", "--no-nanny"]
+        self.workers = [start(command, folder, f"worker{n}") for n in (1, 2)]
+
+    def ready(self):
+        wait_for(lambda: (self.folder / "scheduler").read_text().count("Starting worker compute stream") == 2)
+
+    def close(self):
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path, cache):
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.ready()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def test_a_local_cluster_makes_the_records_that_threads_make(tmp_path, undisturbed):
+    process = compare(tmp_path, "--scheduler", "local", "--jobs", "2")
+    output = tmp_path / "output"
+    wait_for(lambda: "dashboard" in output.read_text() or process.poll() is not None)
+    link = re.search(r"dashboard: (http://127\.0\.0\.1:\d+/status)", output.read_text())
+    assert link, output.read_text()
+    with urlopen(link[1], timeout=30) as page:
+        assert page.status == 200
+    assert process.wait(timeout=120) == 0, output.read_text()
+    assert results(tmp_path) == undisturbed
+    assert re.search(r"^    none 1  epoch   1  train", output.read_text(), re.MULTILINE)
+
+
+def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records(cluster, tmp_path, undisturbed):
+    output = tmp_path / "output"
+    process = compare(tmp_path, "--scheduler", cluster.address)
+    wait_for(lambda: len(list(tmp_path.glob("runs/demo/*/state.json"))) == 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert output.read_text().endswith("interrupted; the same command goes on from the last finished epochs\n")
+    assert "Traceback" not in output.read_text()
+    wait_for(lambda: not any(trainings(worker) for worker in cluster.workers), seconds=15)  # nor does it go on alone
+
+    process = compare(tmp_path, "--scheduler", cluster.address)
+    wait_for(lambda: re.search(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE))
+    victim, name, training = next(
+        (worker, name, training)
+        for worker in cluster.workers
+        for name, training in trainings(worker).items()
+        if "noisin-learned" in name
+    )
+    victim.send_signal(signal.SIGKILL)
+    wait_for(lambda: gone(training), seconds=5)
+    assert not (tmp_path / "runs" / "demo" / name / "record.json").exists()  # that was in the middle
+    assert process.wait(timeout=120) == 0, output.read_text()
+    assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2
+    for method in (" noisin*", "    none"):
+        assert output.read_text().count(f"\n{method} 1  finished: ") == 1
+    assert results(tmp_path) == undisturbed
+
+
+def test_no_scheduler_at_the_address_is_one_line(tmp_path):
+    process = compare(tmp_path, "--scheduler", "tcp://127.0.0.1:9")
+    assert process.wait(timeout=60) == 2
+    output = (tmp_path / "output").read_text()
+    assert output.startswith("experiments: error: no Dask scheduler at tcp://127.0.0.1:9: ")
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--scheduler", "local"], r"--scheduler needs Dask \(.*\): pip install '\.\[cluster\]'"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"], "--jobs is for runs of this machine"),
+    ],
+)
+def test_a_mistake_is_one_line_that_needs_no_dask(tmp_path, capsys, monkeypatch, arguments, says):
+    from experiments.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "distributed", None)  # as if not installed
+    monkeypatch.chdir(tmp_path)
+    assert main([*GRID, *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert re.search(says, errors) and errors.count("\n") == 1
+
+
+def test_a_run_ends_at_once_if_the_process_that_started_it_is_gone():
+    command = [sys.executable, "-m", "noisin", "--version"]
+    orphan = subprocess.run(command, env={**ENVIRONMENT, "NOISIN_PARENT": "1"}, capture_output=True, text=True)
+    assert (orphan.returncode, orphan.stdout, orphan.stderr) == (1, "", "")
