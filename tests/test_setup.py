@@ -328,6 +328,23 @@ def test_the_cuda_libraries_that_are_loaded_are_those_that_are_pinned():
     assert set(pinned) == {f"nvidia-{name}-cu11" for name in _environment._CUDA_PACKAGES}
 
 
+@pytest.mark.parametrize("library", [None, b"no library"], ids=["missing", "broken"])
+def test_a_gpu_build_without_its_libraries_is_one_line(tmp_path, library):
+    packages = {"mxnet_cu117": None} if library is None else {"mxnet_cu117": None, "nvidia_cuda_runtime_cu11": library}
+    for name, content in packages.items():
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+        (info / "RECORD").write_text("nvidia/lib/libcudart.so.11.0,,\n" if content else "")
+        if content:
+            (tmp_path / "nvidia" / "lib").mkdir(parents=True)
+            (tmp_path / "nvidia" / "lib" / "libcudart.so.11.0").write_bytes(content)
+    result = run([sys.executable, "-m", "noisin", "--version"], PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")
+    assert result.returncode == 2
+    assert "needs nvidia-cuda-runtime-cu11, which is missing or does not load" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("threads", ["0", "two", "1,2"])
 def test_a_number_of_threads_that_is_none_is_one_line(threads):
     result = subprocess.run(

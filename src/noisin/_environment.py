@@ -121,18 +121,25 @@ def keep_freed_memory() -> None:
 def load_cuda_libraries() -> None:
     """Load the CUDA libraries that a GPU build of MXNet was linked with, where pip has put them.
 
-    The dynamic linker does not look into site-packages. Does nothing for the CPU build.
+    The dynamic linker does not look into site-packages. Does nothing for the CPU build; raises ImportError where a
+    library is missing or does not load.
     """
     try:
         metadata.version("mxnet-cu117")
-        packages = [metadata.distribution(f"nvidia-{name}-cu11") for name in _CUDA_PACKAGES]
     except metadata.PackageNotFoundError:
         return
     os.environ.setdefault("MXNET_CUDNN_LIB_CHECKING", "0")  # else a warning that cuDNN is newer than at its build
-    for package in packages:
-        for file in package.files or ():
-            if file.match("lib/lib*.so*"):
-                ctypes.CDLL(str(package.locate_file(file)), mode=ctypes.RTLD_GLOBAL)
+    for package in (f"nvidia-{name}-cu11" for name in _CUDA_PACKAGES):
+        try:
+            files = metadata.files(package) or ()
+            for file in files:
+                if file.match("lib/lib*.so*"):
+                    ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+        except (metadata.PackageNotFoundError, OSError) as error:
+            raise ImportError(
+                f"MXNet's GPU build needs {package}, which is missing or does not load ({error}): "
+                "pip install --no-deps -r requirements-gpu.txt"
+            ) from None
 
 
 def silence_import_warnings() -> None:
@@ -151,6 +158,7 @@ def prepare() -> None:
         check_numpy()
         check_cluster_role()
         set_threads()
+        load_cuda_libraries()
     except ImportError as error:
         # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
         # helps. While Python still looks for the module of `python -m noisin`, sys.argv[0] is "-m".
@@ -159,5 +167,4 @@ def prepare() -> None:
             raise SystemExit(2) from None
         raise
     keep_freed_memory()
-    load_cuda_libraries()
     silence_import_warnings()
