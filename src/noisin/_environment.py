@@ -128,6 +128,13 @@ def load_cuda_libraries() -> None:
         metadata.version("mxnet-cu117")
     except metadata.PackageNotFoundError:
         return
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise ImportError(
+            "MXNet's GPU build needs NVIDIA's driver (libcuda.so.1), which is not on this machine: "
+            "install the driver, or take the CPU build (pip install mxnet==1.9.1 in place of mxnet-cu117)"
+        ) from None
     os.environ.setdefault("MXNET_CUDNN_LIB_CHECKING", "0")  # else a warning that cuDNN is newer than at its build
     for package in (f"nvidia-{name}-cu11" for name in _CUDA_PACKAGES):
         try:
