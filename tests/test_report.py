@@ -513,3 +513,42 @@ def test_markdown_and_latex_of_a_table_take_any_text():
     assert r"\begin{tabular}{lr}" in text and r"{[}1{]} & 2.5 \\" in text and r"\caption{50 \%}" in text
     assert r"x\textbar{}y z & -- \\" in text
     assert Path(RESULTS).is_dir()
+
+
+# ---- the figures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of every figure that is saved."""
+    from matplotlib.figure import Figure
+
+    found = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *rest, **to: found.append(self.axes[0]) or save(self, *rest, **to)
+    )
+    return found
+
+
+def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(tmp_path, drawn):
+    two = {**record_of(LEARNED, 100.0), "gamma": [0.3, 0.2]}
+    two["epochs"] = [{**epoch, "gamma": [0.3 / epoch["epoch"], 0.2 / epoch["epoch"]]} for epoch in two["epochs"]]
+    report(tmp_path, two, record_of(NONE, 120.0, best=3))
+    validation, training, gamma = drawn[:3]
+    shown = {line.get_label(): list(line.get_ydata()) for line in validation.get_lines() if len(line.get_ydata()) > 1}
+    assert shown == {
+        "deterministic": [122.0, 121.0, 120.0, 121.0],
+        "NOISIN* (learned γ)": [101.0, 100.0, 101.0, 102.0],
+    }
+    assert [list(line.get_ydata()) for line in training.get_lines()] == [[300.5 / n for n in (1, 2, 3, 4)]] * 2
+    paths = [list(line.get_ydata()) for line in gamma.get_lines()]
+    assert paths == [[0.3 / n for n in (1, 2, 3, 4)], [0.2 / n for n in (1, 2, 3, 4)], [0.1, 0.1]]
+    assert [text.get_text() for text in gamma.texts] == ["lower bound 0.1"]
+    assert [text.get_text()[-7:] for text in gamma.get_legend().get_texts()] == ["layer 1", "layer 2"]
+
+
+def test_many_seeds_share_an_entry_of_the_legend_and_keep_their_curves(tmp_path, drawn):
+    report(tmp_path, *(record_of(changed(config, seed=seed)) for seed in range(4) for config in (NONE, DROPPED)))
+    assert [text.get_text() for text in drawn[1].get_legend().get_texts()] == ["deterministic", "variational dropout"]
+    assert len(drawn[1].get_lines()) == 8

@@ -91,14 +91,19 @@ def _single() -> Tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+# More runs than this share a legend's entry with those that differ from them by the seed alone.
+CROWD = 6
 # Title of a panel, and how many times the highest minimum it shows.
 PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
 
 
 def _panel(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float]) -> None:
     title, headroom = PANELS[key]
+    named = set()
     for record in _by_method(records):
-        _curve(axes, record, key, _label(record, records))
+        label = _label(record, records, seeds=len(records) <= CROWD)
+        _curve(axes, record, key, "_" + label if label in named else label)  # a name with _ is not in the legend
+        named.add(label)
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:
@@ -159,12 +164,12 @@ def _save(figure: Figure, path: Path) -> None:
     write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
-def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
     if "noisin" in record["method"] and len({tuple(other["config"]["gamma"]) for other in twins}) > 1:
         label += f" γ={record['config']['gamma'][0]:g}"
-    if len({other["seed"] for other in twins}) > 1:
+    if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
     if len({other.get("dtype") for other in twins}) > 1:
         label += f" {record.get('dtype')}"
