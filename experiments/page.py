@@ -157,7 +157,8 @@ def _table(name: str, caption: str, columns: Sequence[str], groups: Iterable[Gro
     numeric = [False] * len(columns)
     bodies = []
     for heading, rows in groups:
-        lines = [f'<tr><th scope="rowgroup" colspan="{len(columns)}">{heading}</th></tr>'] if heading else []
+        head = f'<th scope="rowgroup" colspan="{len(columns)}"><span class="heading">{heading}</span></th>'
+        lines = [f"<tr>{head}</tr>"] if heading else []
         for first, *rest in rows:
             numeric = [numeric[0], *(was or cell.number for was, cell in zip(numeric[1:], rest))]
             data = "".join(f"<td{_right(cell.number)}>{cell.html}</td>" for cell in rest)
