@@ -64,6 +64,10 @@ wikitext2: $(STAMP) ## the same on WikiText-2
 results: $(STAMP) ## rewrite the README's tables and figures from the committed records
 	@$(PY) -m experiments readme
 
+.PHONY: report
+report: $(STAMP) ## write report/: a page, tables (Markdown, CSV, LaTeX) and figures from the committed records
+	@$(PY) -m experiments report $(ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## time training steps against the limit of the matrix products and against peers; half an hour
 	@$(PY) -m benchmarks $(ARGS)
@@ -81,7 +85,7 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(PY) -m mypy src/noisin experiments benchmarks
 
 .PHONY: clean
-clean: ## remove .venv, .venv-gpu, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf .venv .venv-gpu build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-gpu, report/, caches and build outputs; corpora in data/, results and runs/ stay
+	@rm -rf .venv .venv-gpu report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

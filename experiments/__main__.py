@@ -11,6 +11,7 @@ from experiments.declared import EXPERIMENTS, Experiment
 from experiments.engines import on_dask, on_this_machine
 from experiments.readme import update_readme
 from experiments.records import RESULTS, draw, markdown, table
+from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive
@@ -28,6 +29,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if arguments.experiment == "readme":
             update_readme()
+        elif arguments.experiment == "report":
+            write_report(arguments.out)
+            print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
         else:
             _compare(EXPERIMENTS[arguments.experiment], arguments)
     except UserError as error:
@@ -48,8 +52,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description=__doc__)
     listing = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
-    listing += "; readme: rewrite the README's results from the committed records, and run nothing"
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme"], help=listing)
+    listing += "; readme: rewrite the README's results from the committed records"
+    listing += "; report: write tables, figures and a page from them"
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme", "report"], help=listing)
     parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
     )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the report (default: report)")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence
 
@@ -44,14 +45,15 @@ def records_of(experiment: Experiment, folder: Path = RESULTS) -> List[Dict[str,
 
     Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
     """
-    declared = [config.to_dict() for config in experiment.configs()]
-    free = {"seed", "dtype"}
+    records = load_records(*sorted(folder.glob("*")))
+    belongs = belonging(experiment, [config_from_dict(record["config"]) for record in records])
+    return [record for record, own in zip(records, belongs) if own]
 
-    def belongs(record: Dict[str, Any]) -> bool:
-        config = config_from_dict(record["config"]).to_dict()
-        return any(all(config[name] == own[name] for name in own if name not in free) for own in declared)
 
-    return [record for record in load_records(*sorted(folder.glob("*"))) if belongs(record)]
+def belonging(experiment: Experiment, configs: Sequence[Config]) -> List[bool]:
+    """Of each configuration, whether it is one of the experiment's, whatever its seed and dtype."""
+    declared = experiment.configs(seeds=[1], dtype="float32")
+    return [replace(config, seed=1, dtype="float32") in declared for config in configs]
 
 
 def table(experiment: Experiment, records: Sequence[Dict[str, Any]]) -> pd.DataFrame:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +20,9 @@ STYLES = {
     "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
 }
+# Of runs that share a method: the same author's colours; dashes for the layers.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
 LABELS = {
     "none": "deterministic",
     "dropout": "variational dropout",
@@ -42,22 +46,70 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     validation, training = figure.subplots(1, 2)
-    for record in _by_method(records):
-        _curve(validation, record, "valid_ppl", _label(record, records))
-        _curve(training, record, "train_ppl", _label(record, records))
-    _label_axes(validation, "validation, noise off (★ best epoch)")
-    _label_axes(training, "training, noise on")
+    _panel(validation, records, "valid_ppl", floor)
+    _panel(training, records, "train_ppl", floor)
     validation.set_ylabel("perplexity a word (log scale)")
-    validation.set_ylim(*_limits(records, "valid_ppl", floor, headroom=1.5))
-    training.set_ylim(*_limits(records, "train_ppl", floor, headroom=2.2))
-    for axes in (validation, training):
-        if floor is not None:
-            axes.axhline(floor, color="#777777", linewidth=1)
-            place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-            axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
     training.legend(frameon=False)
     figure.suptitle(title)
     _save(figure, path)
+
+
+def curves(records: Sequence[Mapping[str, Any]], path: Path, key: str, floor: Optional[float] = None) -> None:
+    """Draw one of Figure 2's panels alone: `key` is 'valid_ppl' or 'train_ppl', `path` a PNG or SVG to write."""
+    figure, axes = _single()
+    _panel(axes, records, key, floor)
+    axes.set_ylabel("perplexity a word (log scale)")
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the spread of each layer's noise against the epoch, and below it the bound of a learned one."""
+    figure, axes = _single()
+    for index, record in enumerate(record for record in _by_method(records) if record["epochs"]):
+        epochs = [entry["epoch"] for entry in record["epochs"]]
+        layers = len(record["epochs"][0]["gamma"])
+        for layer in range(layers):
+            style: Dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[layer % len(DASHES)]}
+            label = _label(record, records) + (f", layer {layer + 1}" if layers > 1 else "")
+            values = [entry["gamma"][layer] for entry in record["epochs"]]
+            axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
+    for bound in sorted({record["config"]["lower_bound"] for record in records}):
+        axes.axhline(bound, color="#777777", linewidth=1)
+        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "top"}
+        axes.annotate(f"lower bound {bound:g}", (0, bound), xytext=(4, -2), textcoords="offset points", **place)
+    _label_axes(axes, "spread γ at the end of each epoch")
+    axes.set_yscale("linear")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("γ")
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _single() -> Tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    return figure, figure.subplots()
+
+
+# More runs than this share a legend's entry with those that differ from them by the seed alone.
+CROWD = 6
+# Title of a panel, and how many times the highest minimum it shows.
+PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
+
+
+def _panel(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float]) -> None:
+    title, headroom = PANELS[key]
+    named = set()
+    for record in _by_method(records):
+        label = _label(record, records, seeds=len(records) <= CROWD)
+        _curve(axes, record, key, "_" + label if label in named else label)  # a name with _ is not in the legend
+        named.add(label)
+    _label_axes(axes, title)
+    axes.set_ylim(*_limits(records, key, floor, headroom))
+    if floor is not None:
+        axes.axhline(floor, color="#777777", linewidth=1)
+        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
 
 
 def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
@@ -107,17 +159,21 @@ def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str) -> Any:
 
 def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
+    kind = path.suffix[1:].lower()
+    with rc_context({"svg.hashsalt": "noisin"}):  # the same file from the same records
+        figure.savefig(buffer, dpi=150, format=kind, metadata={"Software" if kind == "png" else "Date": None})
     write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
-def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
-    if len({tuple(other["config"]["gamma"]) for other in twins}) > 1:
+    if "noisin" in record["method"] and len({tuple(other["config"]["gamma"]) for other in twins}) > 1:
         label += f" γ={record['config']['gamma'][0]:g}"
-    if len({other["seed"] for other in twins}) > 1:
+    if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
+    if len({other.get("dtype") for other in twins}) > 1:
+        label += f" {record.get('dtype')}"
     return label
 
 

@@ -1,0 +1,153 @@
+"""The report, made from the committed records and nothing else: `make report`.
+
+A folder with a table of each experiment, ours beside the paper's, and of the claims (Markdown, CSV, LaTeX), the
+figures, and `index.html`, one page with all of it that loads nothing from outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import pandas as pd
+
+from benchmarks import report as speed
+from experiments.claims import judge
+from experiments.declared import EXPERIMENTS, Case, Experiment
+from experiments.page import Picture, Section, Speed, page
+from experiments.records import RESULTS, markdown
+from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
+from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown_safe
+from noisin import figures
+from noisin.checkpoint import read_json, write_file
+from noisin.errors import UserError
+
+FOLDER = Path("report")
+MEASUREMENTS = speed.HERE / "results.json"
+
+
+def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path = MEASUREMENTS) -> None:
+    """Write the report.
+
+    Parameters
+    ----------
+    out : Path
+        Folder to write into.
+    results : Path
+        Folder of the folders of records.
+    measurements : Path
+        What `make bench` wrote; left out if it is not there.
+    """
+    runs = load_runs(results)
+    measured = read_json(measurements) if measurements.exists() else None
+    try:
+        judgements = judge(runs, measured)
+        timing = None if measured is None else _speed(measured, out)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{measurements} is not what `make bench` writes: {error!r}") from None
+    sections = [_section(experiment, runs, out) for experiment in EXPERIMENTS.values() if runs_of(experiment, runs)]
+    claims = claims_frame(judgements)
+    files = _tables("claims", "The paper's claims, judged from the records", claims, claims, out)
+    in_sections = {line.run for section in sections for line in section.lines if line.run}
+    others = [Line(Case(), run.config.method, run) for run in runs if run not in in_sections]
+    _write(out / "index.html", page(runs, sections, others, judgements, files, timing))
+
+
+def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
+    """Write an experiment's tables and figures, and keep them for the page."""
+    found = lines(experiment, runs)
+    title = f"{experiment.title}; ours beside the paper's"
+    files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
+    drawn = []
+    for index, case in enumerate(experiment.cases, 1):
+        of_case = runs_of_case(experiment, case, runs)
+        if of_case:
+            name = experiment.name + (f"-case{index}" if len(experiment.cases) > 1 else "")
+            drawn.append((case.title, _draw(name, of_case, out)))
+    return Section(experiment, found, files, drawn)
+
+
+def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out: Path) -> Dict[str, str]:
+    """Write a table in its three forms; returns their contents by the names of the files."""
+    contents = {
+        f"{name}.md": f"**{title}**\n\n{markdown(markdown_safe(shown))}\n",
+        f"{name}.csv": full.to_csv(index=False),
+        f"{name}.tex": latex(shown, title),
+    }
+    for file, content in contents.items():
+        _write(out / file, content)
+    return contents
+
+
+def _draw(name: str, runs: Sequence[Run], out: Path) -> List[Picture]:
+    """Write the curves of these runs as SVG: validation, training, and gamma's path where it is learned."""
+    # An option that is new since a record has its default there.
+    records = [{**run.record, "config": run.config.to_dict()} for run in runs]
+    floor = next((record["floor_ppl"] for record in records if record.get("floor_ppl")), None)
+    drawn = []
+    for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
+        path = out / f"{name}-{what}.svg"
+        figures.curves(records, path, key, floor)
+        said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
+        drawn.append(Picture(_read(path), "svg+xml", said))
+    learned = [record for run, record in zip(runs, records) if run.config.method == "noisin*" and run.epochs]
+    if learned:
+        path = out / f"{name}-gamma.svg"
+        figures.gamma_paths(learned, path)
+        drawn.append(Picture(_read(path), "svg+xml", f"Learned gamma against the epoch. {_gammas(runs)}"))
+    return drawn
+
+
+def _ends(runs: Sequence[Run], key: str) -> str:
+    """What the curves show, in words."""
+    said = [
+        f"{PAPER_NAMES[run.config.method]}, seed {run.config.seed}: lowest {number(min(values))}, at the end "
+        f"{number(values[-1])} after {len(values)} epochs."
+        for run in runs
+        for values in [[epoch[key] for epoch in run.epochs]]
+        if values
+    ]
+    return " ".join(said)
+
+
+def _gammas(runs: Sequence[Run]) -> str:
+    said = []
+    for run in runs:
+        if run.config.method == "noisin*" and run.epochs:
+            first, last = (", ".join(f"{gamma:.3f}" for gamma in run.epochs[index]["gamma"]) for index in (0, -1))
+            said.append(f"Seed {run.config.seed}: from {first} after the first epoch to {last}.")
+    return " ".join(said)
+
+
+def _speed(measured: Mapping[str, Any], out: Path) -> Speed:
+    """Write the figures of the measurements, and keep them and their tables for the page."""
+    hardware, versions = measured["hardware"], measured["versions"]
+    facts = {**hardware, **{name: version for name, version in versions.items() if version is not None}}
+    startup = measured.get("startup_seconds")
+    if startup is not None:
+        facts["start to first step"] = f"{startup:.1f} s"
+    tables: List[Tuple[str, pd.DataFrame]] = []
+    for workload in speed.workloads_in(measured):
+        table = speed.table(measured, workload).rename(columns={"": "contender"})
+        tables.append((f"{speed.TITLES[workload]}: words a second, median (least to most), and peak memory", table))
+        ratios = speed.ratios(measured, workload)
+        if not ratios.empty:
+            tables.append((f"{speed.TITLES[workload]}: ratios", ratios))
+    speed.draw(measured, out)
+    said = "Words a second of every contender; the tables have the numbers."
+    pictures = [Picture(_read(out / speed.SPEED_PICTURE), "png", said)]
+    if measured["growth"]:
+        said = "Milliseconds a step and peak memory against one dimension at a time."
+        pictures.append(Picture(_read(out / speed.GROWTH_PICTURE), "png", said))
+    return Speed(facts, tables, pictures)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,0 +1,206 @@
+"""Committed runs as the report shows them: read and checked, chosen by validation, averaged over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+
+from experiments.declared import Case, Experiment
+from experiments.records import RESULTS, belonging
+from noisin.checkpoint import read_json
+from noisin.config import Config, config_from_dict
+from noisin.errors import UserError
+
+# As the paper's tables call them.
+PAPER_NAMES = {"none": "None", "dropout": "Dropout", "noisin": "NOISIN", "noisin*": "NOISIN*"}
+ESTIMATORS = ("clean", "averaged")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One record, with what the report needs to speak of it.
+
+    Parameters
+    ----------
+    record : mapping
+        As it was read.
+    config : Config
+        Of the record; options that are new since then have their defaults.
+    file : str
+        Where the record lies in the folder of the results.
+    anchor : str
+        The id of its details in the page.
+    """
+
+    record: Mapping[str, Any]
+    config: Config
+    file: str
+    anchor: str
+
+    @property
+    def epochs(self) -> Sequence[Mapping[str, Any]]:
+        return self.record["epochs"]
+
+    @property
+    def valid(self) -> float:
+        """Best validation perplexity; infinite for a run that diverged before its first."""
+        return math.inf if self.record["valid_ppl"] is None else self.record["valid_ppl"]
+
+    def test(self, estimator: str) -> float:
+        """Test perplexity; infinite where a diverged run has none."""
+        return math.inf if self.record["test_ppl"] is None else self.record["test_ppl"][estimator]
+
+    @property
+    def variant(self) -> str:
+        """What this run shares with those that differ from it by the seed alone."""
+        return replace(self.config, seed=0).digest
+
+
+def load_runs(folder: Path = RESULTS) -> List[Run]:
+    """Every record below `folder`, checked.
+
+    Raises
+    ------
+    UserError
+        If there is none, or one is not a record, naming it.
+    """
+    runs: List[Run] = []
+    taken: Set[str] = set()
+    for path in sorted(folder.glob("*/*.json")):
+        record = read_json(path)
+        _check(record, path)
+        file = path.relative_to(folder).as_posix()
+        anchor = _unused("run-" + re.sub(r"[^A-Za-z0-9]+", "-", file[: -len(".json")]).strip("-"), taken)
+        runs.append(Run(record, config_from_dict(record["config"], str(path)), file, anchor))
+    if not runs:
+        raise UserError(f"{folder} holds no records: `make ptb` makes some")
+    return runs
+
+
+def _check(record: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError unless the parts of the record that are computed with are there, and are numbers."""
+    try:
+        if not isinstance(record["config"], dict) or not isinstance(record["status"], str):
+            raise TypeError("'config' is no object or 'status' no text")
+        numbers = [
+            *record["gamma"],
+            *(record[name] for name in ("best_epoch", "valid_ppl") if record[name] is not None),
+        ]
+        if record["test_ppl"] is not None:
+            numbers += [record["test_ppl"][estimator] for estimator in ESTIMATORS]
+        for epoch in record["epochs"]:
+            numbers += [epoch[name] for name in ("epoch", "train_ppl", "valid_ppl", "seconds", "tokens_per_second")]
+            numbers += epoch["gamma"]
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise TypeError("what should be a number is none")
+        if record["best_epoch"] is not None and not 1 <= record["best_epoch"] <= len(record["epochs"]):
+            raise TypeError("it has no such epoch as its best one")
+    except KeyError as error:
+        raise UserError(f"{path} is not a record of a run: it has no {error}") from None
+    except TypeError as error:
+        raise UserError(f"{path} is not a record of a run: {error}") from None
+
+
+def _unused(name: str, taken: Set[str]) -> str:
+    """The name, with a number behind it if another has it already."""
+    number, unused = 1, name
+    while unused in taken:
+        number += 1
+        unused = f"{name}-{number}"
+    taken.add(unused)
+    return unused
+
+
+def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
+    """Those that belong to an experiment, whatever the seed and dtype."""
+    return [run for run, own in zip(runs, belonging(experiment, [run.config for run in runs])) if own]
+
+
+def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:
+    """Those that belong to one case of it."""
+    return [run for run in runs_of(experiment, runs) if case.covers(run.config.to_dict())]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A number in a sentence, and the run that it comes from."""
+
+    text: str
+    run: Run
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What one method reaches in one setting: a variant, with every seed that it was run with."""
+
+    runs: Tuple[Run, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.runs[0].config
+
+    @property
+    def seeds(self) -> int:
+        """How many different ones."""
+        return len({run.config.seed for run in self.runs})
+
+    @property
+    def valid(self) -> float:
+        """Best validation perplexity, mean over seeds."""
+        return _mean([run.valid for run in self.runs])
+
+    def test(self, estimator: str) -> float:
+        """Test perplexity, mean over seeds; infinite if a run of them has none."""
+        return _mean([run.test(estimator) for run in self.runs])
+
+    def deviation(self, estimator: str) -> Optional[float]:
+        """Standard deviation over seeds; None for a single one, or where a run has no number."""
+        values = [run.test(estimator) for run in self.runs]
+        return statistics.stdev(values) if self.seeds > 1 and all(map(math.isfinite, values)) else None
+
+    def said(self, estimator: str) -> Iterator[Any]:
+        """The method, its gamma and its number, as text and mentions."""
+        yield f"{name_of(self.config)} "
+        if len(self.runs) == 1:
+            yield Mention(number(self.test(estimator)), self.runs[0])
+            return
+        deviation = self.deviation(estimator)
+        yield number(self.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}") + " (seeds "
+        for index, run in enumerate(self.runs):
+            yield ", " if index else ""
+            yield Mention(str(run.config.seed), run)
+        yield ")"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def number(value: float) -> str:
+    """A perplexity as the tables show it; a dash where a run has none."""
+    return f"{value:.1f}" if math.isfinite(value) else "-"
+
+
+def name_of(config: Config) -> str:
+    """The method as the paper calls it, with its gamma if it has one."""
+    gamma = ", ".join(f"{value:g}" for value in config.gamma)
+    said = {"noisin": f" (γ {gamma})", "noisin*": f" (γ from {gamma})"}
+    return PAPER_NAMES[config.method] + said.get(config.method, "")
+
+
+def scores(runs: Sequence[Run]) -> List[Score]:
+    """The runs by variant, each with its seeds in order."""
+    variants: Dict[str, List[Run]] = {}
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
+    return [Score(tuple(sorted(found, key=lambda run: run.config.seed))) for found in variants.values()]
+
+
+def choose(runs: Sequence[Run], *methods: str) -> Optional[Score]:
+    """The variant of these methods with the lowest validation perplexity, None without runs; the test has no say."""
+    found = scores([run for run in runs if run.config.method in methods])
+    return min(found, key=lambda score: score.valid) if found else None

@@ -1,0 +1,194 @@
+"""Tables of the report: ours beside the paper's and the claims, as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import pandas as pd
+
+from experiments.claims import CLAIMS, Judgement, plain
+from experiments.declared import Case, Experiment
+from experiments.runs import PAPER_NAMES, Run, choose, number, runs_of_case
+
+NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One line of an experiment's table: a run beside the paper's number, or that there is none yet.
+
+    Parameters
+    ----------
+    case : Case
+    method : str
+    run : Run or None
+    chosen : bool
+        Whether its variant of the method has the lowest validation perplexity.
+    rivals : bool
+        Whether it was chosen among several.
+    """
+
+    case: Case
+    method: str
+    run: Optional[Run] = None
+    chosen: bool = False
+    rivals: bool = False
+
+
+def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
+    """Every run of an experiment, by case and method; a method without one has a line that says so."""
+    found = []
+    for case in experiment.cases:
+        of_case = runs_of_case(experiment, case, runs)
+        for method in experiment.methods:
+            of_method = [run for run in of_case if run.config.method == method]
+            best = choose(of_method, method)
+            variants = len({run.variant for run in of_method})
+            for run in sorted(of_method, key=lambda run: (run.config.gamma, run.config.seed, run.config.dtype)):
+                found.append(Line(case, method, run, best is not None and run in best.runs, variants > 1))
+            if not of_method:
+                found.append(Line(case, method))
+    return found
+
+
+def cells(line: Line) -> Dict[str, str]:
+    """A line as it is shown."""
+    published = line.case.paper.get(line.method)
+    shown = {name: str(value) for name, value in line.case.options.items()}
+    shown["method"] = PAPER_NAMES[line.method]
+    if line.rivals:
+        shown["chosen"] = "yes" if line.chosen else "no"
+    run = line.run
+    paper = "-" if published is None else number(published)
+    if run is None:
+        return {**shown, "paper": paper, "status": NOT_RUN}
+    return {
+        **shown,
+        "gamma": ", ".join(f"{gamma:.3f}" for gamma in run.record["gamma"]) or "-",
+        "seed": str(run.config.seed),
+        "dtype": run.config.dtype,
+        "best epoch": f"{run.record['best_epoch'] or '-'} of {len(run.epochs)}",
+        "valid": number(run.valid),
+        "test clean": number(run.test("clean")),
+        "test averaged": number(run.test("averaged")),
+        "paper": paper,
+        "status": run.record["status"],
+    }
+
+
+COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "paper", "status")
+
+
+def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
+    """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
+    names = [*experiment.cases[0].options, "method", *(["chosen"] if any(line.rivals for line in found) else [])]
+    return pd.DataFrame([cells(line) for line in found], columns=[*names, *COLUMNS]).fillna("-")
+
+
+def exact(found: Sequence[Line]) -> pd.DataFrame:
+    """The table for programs: every digit of the records, nothing where there is nothing."""
+    rows = [_values(line) for line in found]
+    names = [*found[0].case.options, *EXACT]
+    whole = {name: "Int64" for name in ("seed", "best_epoch", "epochs", "test_samples")}
+    return pd.DataFrame(rows, columns=names).astype(whole)
+
+
+EXACT: Tuple[str, ...] = (
+    "method",
+    "gamma",
+    "seed",
+    "dtype",
+    "best_epoch",
+    "epochs",
+    "valid_ppl",
+    "test_clean",
+    "test_bound",
+)
+EXACT += ("test_averaged", "test_samples", "paper", "status", "chosen", "git", "record")
+
+
+def _values(line: Line) -> Dict[str, Any]:
+    row: Dict[str, Any] = {**line.case.options, "method": PAPER_NAMES[line.method]}
+    row.update(paper=line.case.paper.get(line.method), status=NOT_RUN)
+    if line.run is not None:
+        record = line.run.record
+        row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
+        row.update({f"test_{name}": value for name, value in (record["test_ppl"] or {}).items()})
+        row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
+        row.update(chosen="yes" if line.chosen else "no")
+    return row
+
+
+def claims_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
+    """The claims as a table of text."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": f"({judgement.claim}) {CLAIMS[judgement.claim]}",
+                "setting": judgement.setting,
+                "by": judgement.measure,
+                "verdict": judgement.verdict,
+                "ours": plain(judgement.evidence),
+                "paper": judgement.paper,
+            }
+            for judgement in judgements
+        ]
+    )
+
+
+LATEX_SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",
+    "]": "{]}",
+    "γ": r"$\gamma$",
+    "±": r"$\pm$",
+}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it, on one line."""
+    return "".join(LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
+
+
+def latex(table: pd.DataFrame, caption: str) -> str:
+    """A table for LaTeX's booktabs; columns of numbers to the right."""
+    right = [all(re.fullmatch(r"-|\d+(\.\d+)?", cell) for cell in table[name]) for name in table]
+    rows = [[latex_text("--" if cell == "-" else cell) for cell in row] for row in table.itertuples(index=False)]
+    body = [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}; made by `make report`",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(caption)}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in right)}}}",
+            r"\toprule",
+            " & ".join(map(latex_text, table.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with what Markdown would take for more than text escaped."""
+
+    def safe(cell: str) -> str:
+        for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`")):
+            cell = cell.replace(special, escaped)
+        return " ".join(cell.split())
+
+    return table.apply(lambda column: column.map(safe))
