@@ -103,7 +103,8 @@ def _connected(address: str, jobs: int) -> Iterator[Any]:
     """A client of the scheduler, with a line that says where the cluster can be watched."""
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in one line
+    for name in ("distributed", "distributed.client"):  # Dask gives each a level and a handler
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said in one line
     with contextlib.ExitStack() as stack:
         scheduler: Any = address
         if address == "local":

@@ -21,7 +21,7 @@ DASK = Path(sysconfig.get_path("scripts")) / "dask"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
 LOOPBACK = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
 # Epochs enough to be stopped twice in the middle; the second run is the longer one.
-GRID = ("demo", "--epochs", "4", "--methods", "none,noisin*")
+GRID = ("demo", "--epochs", "5", "--methods", "none,noisin*")
 
 
 def start(command, folder, name, **options):
@@ -134,7 +134,7 @@ def test_a_local_cluster_makes_the_records_that_threads_make(tmp_path, undisturb
 def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records(cluster, tmp_path, undisturbed):
     output = tmp_path / "output"
     process = compare(tmp_path, "--scheduler", cluster.address)
-    wait_for(lambda: len(list(tmp_path.glob("runs/demo/*/state.json"))) == 2)
+    wait_for(lambda: list(tmp_path.glob("runs/demo/*noisin-learned*/state.json")))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert output.read_text().endswith("interrupted; the same command goes on from the last finished epochs\n")
@@ -154,8 +154,7 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
     assert not (tmp_path / "runs" / "demo" / name / "record.json").exists()  # that was in the middle
     assert process.wait(timeout=120) == 0, output.read_text()
     assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2
-    for method in (" noisin*", "    none"):
-        assert output.read_text().count(f"\n{method} 1  finished: ") == 1
+    assert len(re.findall(r"^ noisin\* 1  finished: ", output.read_text(), re.MULTILINE)) == 1
     assert results(tmp_path) == undisturbed
 
 

@@ -71,6 +71,8 @@ def run(
         return None
     command = [sys.executable, "-m", "noisin", "train", "--config", str(directory / "options.json")]
     command += ["--run-dir", str(directory), "--device", job.device] + (["--quiet"] if say else [])
+    if say is None:
+        print(f"\n{directory.name}", flush=True)
     process = subprocess.Popen(
         command,
         cwd=job.folder,
