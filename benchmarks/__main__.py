@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata, util
 from pathlib import Path
@@ -31,8 +32,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
+        _check_writable(arguments.out)
         results = _measure_all(arguments)
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / "results.json", results)
         draw(results, arguments.out)
     except (UserError, OSError) as error:
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-growth", action="store_true", help="leave out the cost against size, batch, length, S")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: benchmarks/)")
     return parser
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OSError now, not after half an hour, where nothing could be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass  # that it can be made is all that is asked
 
 
 def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:

@@ -32,14 +32,14 @@ def speed_section() -> str:
     results = read_json(report.HERE / "results.json")
     hardware, versions = results["hardware"], results["versions"]
     where = f"{hardware['cpu']}, {hardware['threads']} threads; MXNet {versions['mxnet']}, PyTorch {versions['torch']}."
-    start = (
-        f"From the start of the process to the first training step, corpus cached: {results['startup_seconds']:.1f} s."
-    )
-    pictures = [
-        f"![Words a second](benchmarks/{report.SPEED_PICTURE})",
-        f"![Cost against size](benchmarks/{report.GROWTH_PICTURE})",
-    ]
-    return "\n\n".join([where, *report.sections(results, markdown), start, *pictures])
+    parts = [where, *report.sections(results, markdown)]
+    if results["startup_seconds"] is not None:  # not measured where the corpus is not
+        seconds = f"{results['startup_seconds']:.1f} s"
+        parts.append(f"From the start of the process to the first training step, corpus cached: {seconds}.")
+    parts.append(f"![Words a second](benchmarks/{report.SPEED_PICTURE})")
+    if results["growth"]:
+        parts.append(f"![Cost against size](benchmarks/{report.GROWTH_PICTURE})")
+    return "\n\n".join(parts)
 
 
 SECTIONS = {"results": results_section, "speed": speed_section}

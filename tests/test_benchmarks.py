@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import benchmarks.__main__
 from benchmarks import measure, mxnet_peers, ours, report
 from benchmarks.measure import Contender
 from benchmarks.workloads import GROWTH, WORKLOADS
@@ -63,7 +64,7 @@ def test_peers_learn(name, monkeypatch):
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pytorch_peers_make_steps(monkeypatch, noisy, cell, dtype):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is an extra that only `make bench` uses: pip install torch")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from benchmarks.torch_peers import pytorch
 
@@ -130,6 +131,14 @@ def test_figures_are_drawn(tmp_path):
     report.draw_speed(RESULTS, tmp_path / "speed.png")
     report.draw_growth(RESULTS, tmp_path / "growth.png")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("speed.png", "growth.png"))
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(benchmarks.__main__, "_measure_all", None)  # any measurement would fail
+    assert benchmarks.__main__.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("benchmarks: error: ") and error.count("\n") == 1
 
 
 def test_a_growth_measurement_counts_the_words_of_its_own_size():

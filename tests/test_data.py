@@ -294,7 +294,7 @@ class Server:
                 self.wfile.write(body[: len(body) - cut])
 
             def log_message(self, *arguments: object) -> None:
-                pass
+                pass  # a line a request on stderr is what the base class writes
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"

@@ -135,7 +135,6 @@ def scalars(folder):
 
 
 def test_events_hold_every_epoch_once(tmp_path):
-    pytest.importorskip("tensorboardX")
     options = ["train", "--run-dir", str(tmp_path), *QUICK, "--method", "noisin", "--epochs", "3", "--events"]
     assert main(options) == 0
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -145,7 +144,6 @@ def test_events_hold_every_epoch_once(tmp_path):
 
 
 def test_a_resumed_run_writes_its_earlier_epochs_anew(tmp_path):
-    pytest.importorskip("tensorboardX")
     from noisin.events import Events
 
     epochs = [

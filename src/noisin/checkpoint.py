@@ -196,7 +196,8 @@ class RunDirectory:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record and drop what only a resume would need."""
         write_json(self.record_path, record)
-        files = read_json(self.path / "state.json")["files"] if self.load() else {}
+        state = self.path / "state.json"
+        files = read_json(state)["files"] if state.exists() else {}  # none where not one epoch ended
         if (self.path / "state-before.json").exists():
             (self.path / "state-before.json").unlink()
         for old in self.path.glob("*.params"):

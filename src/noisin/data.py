@@ -218,9 +218,8 @@ def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]
         header = json.loads(content.pop("vocabulary").tobytes().decode("utf-8"))
         types = header["types"]
         valid = header["key"] == path.stem and _are_types(types) and all(_are_ids(content[s], types) for s in SPLITS)
-    # A damaged file can fail in any way at all (even with MemoryError, for the shape it claims): it is built anew.
-    except Exception:
-        return None
+    except Exception:  # a damaged file fails in any way at all, even with MemoryError for the shape it claims
+        return None  # nothing is lost: the corpus is read and checked again, and the cache written anew
     return (types, content) if valid else None
 
 

@@ -110,7 +110,7 @@ def _wait(process: subprocess.Popen, unwanted: Callable[[], bool]) -> int:
         try:
             return process.wait(_POLL)
         except subprocess.TimeoutExpired:
-            pass
+            pass  # still at work: ask again whether it is wanted
     process.terminate()  # whenever it comes, the last checkpoint is whole
     try:
         return process.wait(_PATIENCE)

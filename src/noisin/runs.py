@@ -42,7 +42,7 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
             test = read_json(directory.record_path)["test_ppl"] or {}
             row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if name in test})
         return row
-    except (UserError, KeyError, TypeError, ValueError):
+    except (UserError, OSError, KeyError, TypeError, ValueError):  # one bad run must not hide the others
         return {"run": name, "status": "damaged"}
 
 

@@ -318,5 +318,5 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass
+        pass  # only Linux has that file
     return platform.processor() or platform.machine()
