@@ -108,4 +108,7 @@ def _array(reader: _Reader) -> np.ndarray:
 
 def _name(reader: _Reader) -> str:
     (size,) = reader.take("Q")
-    return reader.text(size)
+    name = reader.text(size)
+    if "\0" in name:  # where it ends for MXNet
+        raise ValueError("a name has a zero byte")
+    return name

@@ -22,9 +22,16 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        if len(message) > _LONGEST:
-            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message))
+        super().__init__(_shortened(printable(_shortened(message))))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """The text with what is not printable, as a new line or a command to the terminal, written as Python does."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def quoted(value: Any) -> str:

@@ -15,8 +15,9 @@ from typing import IO, Any, Callable, Dict, List, Tuple
 
 from noisin.errors import UserError
 
-# Bytes. What is read whole must leave room for what is made of it.
-MAX_FILE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+# Bytes.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MAX_FILE = MEMORY // 2  # what is read whole must leave room for what is made of it
 # Read, it may take some 40 times as much (a list of empty lists). The state of 100,000 epochs, the most there are, has
 # about 25 MB.
 MAX_JSON = 32 * 2**20
@@ -124,7 +125,7 @@ def parse_json(content: bytes) -> Any:
     try:
         text = content.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_refused
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_refuse
         )
         if "\\u" in text:  # the only way to write a character that no file can hold
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -136,21 +137,21 @@ def parse_json(content: bytes) -> Any:
 def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a name is there twice in one object")
     return found
 
 
 def _whole(text: str) -> int:
-    return int(text) if len(text) <= _LONGEST_NUMBER else _refused("a number of that many digits")
+    return int(text) if len(text) <= _LONGEST_NUMBER else _refuse(f"a number of {len(text)} digits")
 
 
 def _finite(text: str) -> float:
     number = float(text) if len(text) <= _LONGEST_NUMBER else math.inf
-    return number if math.isfinite(number) else _refused("a number of that size")
+    return number if math.isfinite(number) else _refuse(text[:_LONGEST_NUMBER])
 
 
-def _refused(what: str) -> Any:
-    raise ValueError(f"{what} is not a number to compute with")
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number to compute with")
 
 
 def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
