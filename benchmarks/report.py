@@ -91,7 +91,7 @@ def _is_measurement(entry: Dict[str, Any]) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < 1e12  # more could not be drawn
+    return type(value) in (int, float) and 0 < value < 1e12  # more could not be drawn
 
 
 def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:

@@ -231,6 +231,29 @@ def test_a_state_names_files_of_its_own_folder_alone(tmp_path, name):
         RunDirectory(tmp_path).recover(lambda line: None)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"min": 1e9},
+        {"max": 1.0},
+        {"words_per_second": "many"},
+        {"words_per_second": 0},
+        {"peak_mib": -1},
+        {"peak_mib": True},
+        {"peak_mib": 1e300},
+        {"name": "another"},
+        {"name": ["limit"]},
+        {"workload": "\n"},
+        {"dtype": "float64"},
+    ],
+)
+@pytest.mark.parametrize("part", ["measurements", "growth"])
+def test_measurements_of_wrong_types_or_values_are_refused(part, change):
+    results = json.loads(READERS["measurements"].valid)
+    results[part][0].update(change)
+    assert not READERS["measurements"].accepts(json.dumps(results).encode())
+
+
 # ---- something else in the place of a file -------------------------------------------------------------------------
 
 
