@@ -168,8 +168,7 @@ GAMMA = Experiment(
     name="gamma",
     title="Choosing gamma, Penn Treebank: 1-layer tanh RNN, 256 units",
     setting=TANH,
-    methods={"noisin": [{}]},
-    cases=[Case({"gamma": [gamma]}) for gamma in (0.1, 0.2, 0.4)],
+    methods={"noisin": [{"gamma": [gamma]} for gamma in (0.1, 0.2, 0.4)]},
 )
 
 RATES = Experiment(
