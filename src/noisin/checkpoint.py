@@ -174,7 +174,7 @@ class RunDirectory:
         # Before what counts: once that says that training has ended, this file is not written again.
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-        last, best = self.path / f"epoch-{epoch:04d}.params", self.path / f"best-{progress.best_epoch or 0:04d}.params"
+        last, best = self.path / f"epoch-{epoch:04d}.params", self._best_path(progress.best_epoch)
         weights = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
         digests = {"last": _write_arrays(last, {**weights, **_optimizer_arrays(trainer)})}
         if progress.best_epoch == epoch:
@@ -195,15 +195,14 @@ class RunDirectory:
             if old.name not in kept:
                 old.unlink()
 
-    def drop_checkpoints(self) -> None:
-        """Remove what only a resume needs; the best weights stay."""
-        state = self.path / "state.json"
-        files = read_json(state)["files"] if state.exists() else {}  # none where not one epoch ended
-        if (self.path / "state-before.json").exists():
-            (self.path / "state-before.json").unlink()
-        for old in self.path.glob("*.params"):
-            if old.name != files.get("best", {}).get("name"):
+    def drop_checkpoints(self, best_epoch: Optional[int]) -> None:
+        """Remove what only a resume needs; the weights of the best epoch stay."""
+        for old in [*self.path.glob("*.params"), *self.path.glob("state-before.json")]:
+            if old != self._best_path(best_epoch):
                 old.unlink()
+
+    def _best_path(self, epoch: Optional[int]) -> Path:
+        return self.path / f"best-{epoch or 0:04d}.params"
 
     def _read_arrays(self, which: str) -> Dict[str, mx.nd.NDArray]:
         return mx.nd.load(str(self._find_arrays(which, self.path / "state.json")))

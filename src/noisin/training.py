@@ -74,7 +74,7 @@ def train(
         report(f"run {directory.path}")
         if directory.record_path.exists():
             record = read_json(directory.record_path)
-            directory.drop_checkpoints()  # which a kill may have prevented
+            directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
             report(f"already {_summary_line(record)}")
             return record
         return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
@@ -196,7 +196,7 @@ class _Run:
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
         write_json(self.directory.record_path, record)
-        self.directory.drop_checkpoints()
+        self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
         return record
 
