@@ -36,7 +36,6 @@ def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[D
 
 def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     """Put the record of a finished run into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{config.name}.json", record)
 
 

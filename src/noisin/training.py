@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import noisin
 from noisin._environment import threads
-from noisin.checkpoint import Progress, RunDirectory, read_json
+from noisin.checkpoint import Progress, RunDirectory, read_json, write_json
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.evaluation import Evaluator
@@ -76,6 +76,7 @@ def train(
         report(f"run {directory.path}")
         if directory.record_path.exists():
             record = read_json(directory.record_path)
+            directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
             report(f"already {_summary_line(record)}")
             return record
         return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
@@ -206,7 +207,8 @@ class _Run:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
-        self.directory.finish(record)
+        write_json(self.directory.record_path, record)
+        self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
         return record
 
