@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 # Read as text: importing the package would need MXNet before it is installed.
@@ -24,6 +24,14 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"noisin": ["py.typed"]},
+    ext_modules=[
+        Extension(  # no Python in it: noisin/crossentropy.py loads it with ctypes
+            "noisin._crossentropy",
+            ["src/noisin/_crossentropy.c"],
+            extra_compile_args=["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"],
+            libraries=["m"],
+        )
+    ],
     install_requires=[
         "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7
         "gluonnlp==0.10.0",  # vocabulary, corpora, BPTT batches

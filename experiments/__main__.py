@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     listing += "; readme: rewrite the README's results from the committed records"
     listing += "; report: write tables, figures and a page from them"
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme", "report"], help=listing)
-    parser.add_argument("--methods", type=_names, default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)")
+    parser.add_argument("--methods", type=_names, help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")

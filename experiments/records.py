@@ -36,7 +36,6 @@ def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[D
 
 def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     """Put the record of a finished run into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{config.name}.json", record)
 
 
@@ -68,8 +67,8 @@ def table(experiment: Experiment, records: Sequence[Dict[str, Any]]) -> pd.DataF
             for record in sorted(found, key=lambda record: (record["config"]["gamma"], record["seed"])):
                 rows.append({**shared, **_row(record, paper)})
             if not found and len(experiment.cases) > 1:
-                rows.append({**shared, "paper": paper, "status": "not run yet"})
-    return pd.DataFrame(rows).fillna("-")
+                rows.append({**dict.fromkeys(COLUMNS, "-"), **shared, "paper": paper, "status": "not run yet"})
+    return pd.DataFrame(rows, columns=[*experiment.cases[0].options, "method", *COLUMNS])
 
 
 def draw(experiment: Experiment, records: Sequence[Dict[str, Any]], path: Path, floor: Optional[float] = None) -> None:
@@ -79,6 +78,9 @@ def draw(experiment: Experiment, records: Sequence[Dict[str, Any]], path: Path, 
         return
     panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
     validation_panels(panels, path, experiment.title)
+
+
+COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "paper", "status")
 
 
 def _row(record: Dict[str, Any], paper: str) -> Dict[str, Any]:

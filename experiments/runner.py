@@ -76,7 +76,6 @@ def run_grid(
 
 def _job(config: Config, runs: Path, threads: int, device: str) -> Job:
     directory = (runs / config.name).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "options.json", config.to_dict())
     # Where corpora and caches are is for this command to say, not for the environment of a worker elsewhere.
     environment = {name: value for name, value in os.environ.items() if name.startswith("NOISIN_")}

@@ -1,6 +1,9 @@
-"""What the tests of noise, cells, model and objective share."""
+"""What tests share: most of it is for those of noise, cells, model and objective."""
 
 from __future__ import annotations
+
+import resource
+from contextlib import contextmanager
 
 import mxnet as mx
 import numpy as np
@@ -24,6 +27,17 @@ METHODS = {
     "learned additive": {"mode": "additive", "learned": True},
     "learned multiplicative": {"mode": "multiplicative", "learned": True},
 }
+
+
+@contextmanager
+def file_size_limit(size):
+    """The disk is full for every file of this process beyond so many bytes; the error is EFBIG instead of ENOSPC."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def make_noise(name="gaussian", gamma=0.5, mode="additive", hybrid=None, parameters=None, **options):

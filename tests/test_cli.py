@@ -207,3 +207,13 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m noisin data synthetic | true"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_full_disk_behind_the_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "noisin", "data", "synthetic"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (
+        2,
+        "noisin: error: cannot write the output: No space left on device\n",
+    )

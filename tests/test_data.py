@@ -17,11 +17,13 @@ import tarfile
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pytest
+from helpers import file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -282,12 +284,14 @@ class Server:
     def __init__(self) -> None:
         self.answers: Dict[str, Tuple[int, bytes, int]] = {}  # status, body, bytes missing from its end
         self.requests: List[Tuple[str, str]] = []  # path and user agent
+        self.before_answer: Callable[[], object] = lambda: None
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.requests.append((self.path, self.headers["User-Agent"]))
                 status, body, cut = server.answers.get(self.path, (404, b"", 0))
+                server.before_answer()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -496,6 +500,32 @@ def test_data_folder_cannot_be_written(
     assert "data/ptb/ptb.train.txt" in message and "cannot be written" in message
 
 
+def test_full_disk_while_downloading(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, server.deliver("good"))
+    with file_size_limit(len(TEXT["train"]) - 1):
+        message = fails("ptb")
+    assert "data/ptb/ptb.train.txt: cannot be written (File too large)" in message
+    assert downloaded(alone) == {}
+    assert words(data.load_corpus("ptb")) == TOKENS
+    assert downloaded(alone) == GOOD
+
+
+def test_several_downloads_at_once(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"in/{split}.txt": content for split, content in TEXT.items()}
+    offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
+    all_are_asking = threading.Barrier(4, timeout=30)
+    server.before_answer = all_are_asking.wait
+    with ThreadPoolExecutor(4) as pool:
+        for corpus in pool.map(data.load_corpus, ["ptb"] * 4):
+            assert words(corpus) == TOKENS
+    assert len(server.requests) == 4, "each found nothing and asked"
+    assert downloaded(alone) == GOOD
+
+
 def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
@@ -600,6 +630,15 @@ def test_cache_that_cannot_be_written_is_no_obstacle(alone: Path, monkeypatch: p
     (alone / "file").write_bytes(b"")
     monkeypatch.setenv("NOISIN_CACHE", str(alone / "file" / "cache"))
     assert words(data.load_corpus(str(write_folder(alone / "mine")))) == TOKENS
+
+
+def test_full_disk_under_the_cache_is_no_obstacle(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    with file_size_limit(100):
+        assert words(data.load_corpus(folder)) == TOKENS
+    assert list((alone / "cache").iterdir()) == []
+    assert words(data.load_corpus(folder)) == TOKENS
+    assert cached_file(alone).stat().st_size > 100
 
 
 def test_where_the_cache_is(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

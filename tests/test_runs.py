@@ -12,10 +12,12 @@ import threading
 import time
 
 import pytest
+from helpers import file_size_limit
 
 from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 from noisin.errors import UserError
+from noisin.events import Events
 from noisin.files import is_locked, open_lock
 
 QUICK = ("--hidden", "8", "--batch-size", "50", "--eval-samples", "2", "--quiet")
@@ -144,8 +146,6 @@ def test_events_hold_every_epoch_once(tmp_path):
 
 
 def test_a_resumed_run_writes_its_earlier_epochs_anew(tmp_path):
-    from noisin.events import Events
-
     epochs = [
         {"epoch": n, "train_ppl": 9.0 / n, "valid_ppl": 8.0 / n, "tokens_per_second": 1.0, "gamma": []} for n in (1, 2)
     ]
@@ -160,6 +160,15 @@ def test_a_resumed_run_writes_its_earlier_epochs_anew(tmp_path):
     after.close()
     found = scalars(tmp_path / "events")
     assert [found["perplexity/valid", n] for n in (1, 2)] == [8.0, 7.0]
+
+
+def test_events_on_a_full_disk_are_an_error_and_not_a_wait_without_end(tmp_path):
+    epoch = {"epoch": 1, "train_ppl": 9.0, "valid_ppl": 8.0, "tokens_per_second": 1.0, "gamma": []}
+    events = Events(tmp_path / "events")
+    events.begin([epoch])
+    with file_size_limit(100), pytest.raises(UserError, match="cannot write events into .*events: File too large"):
+        events.add(epoch)
+    events.close()
 
 
 def test_events_without_tensorboardx_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):

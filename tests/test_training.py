@@ -170,6 +170,28 @@ def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
 
+@pytest.mark.parametrize("in_a_row, status", [(5, "finished"), (6, "diverged")])
+def test_a_run_may_explode_for_a_while(tmp_path, corpus, monkeypatch, in_a_row, status):
+    step, batches = training.TrainingStep.__call__, []
+
+    def exploding(self, inputs, targets):
+        batches.append(step(self, inputs, targets))
+        return 1e30 if 10 <= len(batches) < 10 + in_a_row else batches[-1]
+
+    monkeypatch.setattr(training.TrainingStep, "__call__", exploding)
+    monkeypatch.setattr(training, "LONGEST_EXPLOSION", 5)
+    lines = []
+    config = Config(**{**SMALL, "epochs": 1})
+    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    assert record["status"] == status
+    if status == "finished":
+        words, ceiling = config.batch_size * config.unroll, 3 * math.log(len(corpus.vocabulary))
+        calm = [loss / words for number, loss in enumerate(batches, 1) if not 10 <= number < 15]
+        expected = math.exp((sum(calm) + 5 * ceiling) / len(batches))
+        assert record["epochs"][0]["train_ppl"] == pytest.approx(expected, rel=1e-6)
+        assert any(line.startswith(f"5 of the {len(batches)} batches of epoch 1 exploded") for line in lines)
+
+
 def test_options_that_do_not_act_do_not_tell_runs_apart():
     assert Config(method="none", gamma=[0.7], dropout_states=0.5, lower_bound=0.3) == Config(method="none")
     assert Config(method="dropout", gamma=[0.7]) == Config(method="dropout")

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from importlib import metadata
+from importlib import metadata, util
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
 
@@ -68,6 +68,14 @@ def check_cluster_role() -> None:
             f"DMLC_ROLE={role} is set: `import mxnet` would block for ever, serving other processes; "
             "unset it (a server or scheduler of a cluster runs `python -c 'import mxnet'` without noisin)"
         )
+
+
+def compiled_part() -> str:
+    """Path of the library made of _crossentropy.c; raises ImportError where the package was not installed."""
+    spec = util.find_spec("noisin._crossentropy")
+    if spec is None or spec.origin is None:
+        raise ImportError("noisin's compiled part is missing: install the package (make venv, or pip install .)")
+    return spec.origin
 
 
 def usable_cores() -> int:
@@ -164,6 +172,7 @@ def prepare() -> None:
         check_python()
         check_numpy()
         check_cluster_role()
+        compiled_part()
         set_threads()
         load_cuda_libraries()
     except ImportError as error:

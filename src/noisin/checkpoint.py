@@ -99,7 +99,8 @@ class RunDirectory:
         differences = _differences(before, json.loads(json.dumps(identity)))
         if differences:
             raise UserError(
-                f"{self.path} holds another run ({'; '.join(differences)}): give the same options, or another --run-dir"
+                f"{self.path} holds another run ({'; '.join(differences)}): give it the same options, text and version "
+                "of noisin, or give another --run-dir"
             )
 
     @property
@@ -175,7 +176,10 @@ class RunDirectory:
     def save(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Write a checkpoint; `progress` must end with the epoch just trained."""
         epoch = len(progress.epochs)
-        last, best = self.path / f"epoch-{epoch:04d}.params", self.path / f"best-{progress.best_epoch or 0:04d}.params"
+        # Before what counts: once that says that training has ended, this file is not written again.
+        lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
+        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        last, best = self.path / f"epoch-{epoch:04d}.params", self._best_path(progress.best_epoch)
         weights = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
         digests = {"last": _write_arrays(last, {**weights, **_optimizer_arrays(trainer)})}
         if progress.best_epoch == epoch:
@@ -192,22 +196,18 @@ class RunDirectory:
             kept |= {entry["name"] for entry in previous["files"].values()}
             write_json(before, previous)
         write_json(state, {"files": files, "progress": dataclasses.asdict(progress)})
-        lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
-        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
         for old in self.path.glob("*.params"):
             if old.name not in kept:
                 old.unlink()
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Write the record and drop what only a resume would need."""
-        write_json(self.record_path, record)
-        state = self.path / "state.json"
-        files = read_json(state)["files"] if state.exists() else {}  # none where not one epoch ended
-        if (self.path / "state-before.json").exists():
-            (self.path / "state-before.json").unlink()
-        for old in self.path.glob("*.params"):
-            if old.name != files.get("best", {}).get("name"):
+    def drop_checkpoints(self, best_epoch: Optional[int]) -> None:
+        """Remove what only a resume needs; the weights of the best epoch stay."""
+        for old in [*self.path.glob("*.params"), *self.path.glob("state-before.json")]:
+            if old != self._best_path(best_epoch):
                 old.unlink()
+
+    def _best_path(self, epoch: Optional[int]) -> Path:
+        return self.path / f"best-{epoch or 0:04d}.params"
 
     def _read_arrays(self, which: str, state: Path) -> Dict[str, np.ndarray]:
         """The `last` or `best` arrays that a checkpoint names, if they are there and whole."""
@@ -330,7 +330,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         write_whole(path, write)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-    except mx.MXNetError:  # from mx.nd.save, which does not say why
+    except mx.MXNetError:  # from _write_arrays; MXNet does not say why
         raise UserError(f"cannot write {path}: is the disk full, or the folder read-only?") from None
 
 
@@ -345,6 +345,7 @@ def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:
 
     def write(temporary: Path) -> None:
         mx.nd.save(str(temporary), arrays)
+        mx.nd.load(str(temporary))  # on a full disk `save` does not notice that its last few kilobytes are missing
         digest.append(_sha256(temporary))
 
     write_file(path, write)

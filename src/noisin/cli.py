@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -40,8 +41,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print("noisin: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # a defect of ours
+        _discard_output()
+        print(f"noisin: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere, or Python would fail with it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -244,6 +244,8 @@ def _write_cache(path: Path, types: Sequence[str], splits: Mapping[str, np.ndarr
     np.savez(buffer, vocabulary=np.frombuffer(header, dtype=np.uint8), **splits)
     try:
         write_bytes(path, buffer.getvalue())
+        for torn in path.parent.glob(f".{path.name}.*.tmp"):
+            torn.unlink()  # of a process that was killed here; one that is still at it can do without
     except OSError:
         pass  # the cache only saves time: a folder that cannot be written is no reason to stop
 

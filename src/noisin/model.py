@@ -127,6 +127,20 @@ class LanguageModel(HybridBlock):
             Logits (T * B, V), step after step, and the states after the last step.
         """
         F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
+        operands, states = self.decoder_operands(length, tokens, states, dtype)
+        if dtype == "bfloat16":
+            operands[-1] = F.amp_cast(operands[-1], dtype=BFLOAT16)  # the product takes operands of one dtype only
+        logits = F.FullyConnected(*operands, num_hidden=self.vocabulary_size)
+        if dtype == "bfloat16":
+            logits = F.amp_cast(logits, dtype="float32")
+        return logits, states
+
+    def decoder_operands(self, length: int, tokens: Any, states: List[Any], dtype: str) -> Tuple[List[Any], List[Any]]:
+        """What `unroll` multiplies: [hidden states (T * B, H), decoder's weight (V, H), its bias (V,)], and the states.
+
+        Hidden states and weight are of `dtype`, the bias float32.
+        """
+        F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
         weights = block_parameters(self, tokens)
         carried, masks = states[: self._carried], states[self._carried :]
         embedded = F.Embedding(
@@ -137,13 +151,10 @@ class LanguageModel(HybridBlock):
         if self.input_noise is not None:
             embedded = self.input_noise(embedded)
         hidden, carried = self.cells.unroll(length, embedded, carried, layout="TNC", merge_outputs=True)
-        operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"], weights["decoder_bias"]]
+        operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"]]
         if dtype == "bfloat16":
             operands = [F.amp_cast(operand, dtype=BFLOAT16) for operand in operands]
-        logits = F.FullyConnected(*operands, num_hidden=self.vocabulary_size)
-        if dtype == "bfloat16":
-            logits = F.amp_cast(logits, dtype="float32")
-        return logits, carried + masks
+        return [*operands, weights["decoder_bias"]], carried + masks
 
     def _by_word_type(self, F: Any, mask: Any, tokens: Any) -> Any:
         """Entry [b, tokens[t, b]] of a (B, V) mask for each t and b: the same for each use of a word in a sequence."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, List, Tuple
 
+import mxnet as mx
 import numpy as np
+from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
 from noisin.model import LanguageModel
@@ -62,6 +64,26 @@ class AveragedLikelihood(HybridBlock):
         log_p = F.reshape(log_p, shape=(self._length, self._samples, -1))
         loss = -F.sum(F.mean(log_p, axis=1), axis=0)
         return loss, log_p, states
+
+    def backward(
+        self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray, states: List[mx.nd.NDArray]
+    ) -> Tuple[float, List[mx.nd.NDArray]]:
+        """Set the gradient of each parameter to that of the loss, summed over the batch.
+
+        Parameters
+        ----------
+        inputs, targets, states
+            As of a call.
+
+        Returns
+        -------
+        (float, list of NDArray)
+            The summed loss, and the next states.
+        """
+        with autograd.record():
+            loss, _, states = self(inputs, targets, states)
+        loss.backward()
+        return float(loss.sum().asscalar()), states
 
 
 def bound(log_p: np.ndarray) -> np.ndarray:

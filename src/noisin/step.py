@@ -7,9 +7,10 @@ from typing import Any, List
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, gluon
+from mxnet import gluon
 
 from noisin.config import Config
+from noisin.crossentropy import FusedLikelihood
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood
 
@@ -70,7 +71,8 @@ class TrainingStep:
 
     def __init__(self, model: LanguageModel, config: Config, device: mx.Context) -> None:
         self._model, self._device, self._batch_size = model, device, config.batch_size
-        self._objective = AveragedLikelihood(model, config.unroll, config.samples, config.dtype)
+        kind = FusedLikelihood if device.device_type == "cpu" else AveragedLikelihood
+        self._objective = kind(model, config.unroll, config.samples, config.dtype)
         self._objective.hybridize(static_alloc=True, static_shape=True)
         options = {"learning_rate": config.learning_rate, "wd": config.weight_decay}
         self.trainer = ClippingTrainer(model.collect_params(), config.optimizer, options, config.clip)
@@ -99,11 +101,7 @@ class TrainingStep:
             If the gradient is not finite; the weights are then left as they were.
         """
         states = self._model.begin_sequence(self._states)
-        with autograd.record():
-            loss, _, self._states = self._objective(
-                *(mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets)), states
-            )
-        loss.backward()
-        total = loss.sum()  # queued before the update, so that reading it does not wait for that
+        inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))
+        loss, self._states = self._objective.backward(inputs, targets, states)
         self.trainer.step(self._batch_size)
-        return float(total.asscalar())
+        return loss

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import noisin
 from noisin._environment import threads
-from noisin.checkpoint import Progress, RunDirectory, read_json
+from noisin.checkpoint import Progress, RunDirectory, read_json, write_json
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.errors import UserError
@@ -28,8 +28,10 @@ from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
 from noisin.step import Diverged, TrainingStep
 
-# A step whose loss per word is this many times that of a uniform guess is an explosion, not a bad start.
+# A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
+# start, for some tens of batches in which the hidden state grows without bound, and come back; so they do in PyTorch.
 EXPLOSION = 3.0
+LONGEST_EXPLOSION = 100
 
 
 def train(
@@ -76,6 +78,7 @@ def train(
         report(f"run {directory.path}")
         if directory.record_path.exists():
             record = read_json(directory.record_path)
+            directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
             report(f"already {_summary_line(record)}")
             return record
         return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
@@ -150,12 +153,15 @@ class _Run:
         self.report(_epoch_line(entry, improved=self.progress.best_epoch == epoch))
 
     def _pass_over_training_set(self, epoch: int) -> Tuple[float, int]:
-        """One epoch of updates; returns train perplexity, with the noise on, and the number of words."""
+        """One epoch of updates; returns train perplexity, with the noise on, and the number of words.
+
+        An exploded batch counts with the least loss of one, since perplexity would overflow.
+        """
         config, tokens = self.config, self.corpus.train
         batches = number_of_training_batches(tokens, config.batch_size, config.unroll)
         words_a_batch = config.batch_size * config.unroll
         ceiling = EXPLOSION * math.log(len(self.corpus.vocabulary)) * words_a_batch
-        total = 0.0
+        total, exploded, in_a_row = 0.0, 0, 0
         self.step.begin()
         with tqdm(
             total=batches * words_a_batch,
@@ -170,12 +176,19 @@ class _Run:
                     loss = self.step(inputs, targets)
                 except Diverged as reason:
                     raise Diverged(f"in batch {batch} {reason}") from None
-                if loss > ceiling:
-                    raise Diverged(f"batch {batch} has a loss of {loss:.4g}; {ceiling:.4g} is the most")
+                in_a_row = in_a_row + 1 if loss > ceiling else 0
+                exploded += loss > ceiling
+                if in_a_row > LONGEST_EXPLOSION:
+                    raise Diverged(f"{in_a_row} batches in a row, up to {batch}, have a loss above {ceiling:.4g}")
                 self.progress.updates += 1
-                total += loss
+                total += min(loss, ceiling)
                 bar.set_postfix_str(f"ppl {perplexity(-total, batch * words_a_batch):.1f}", False)
                 bar.update(words_a_batch)
+        if exploded:
+            self.report(
+                f"{exploded} of the {batches} batches of epoch {epoch} exploded: in its training perplexity "
+                f"each counts with a loss of {ceiling:.4g}"
+            )
         words = batches * words_a_batch
         return perplexity(-total, words), words
 
@@ -196,7 +209,8 @@ class _Run:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
-        self.directory.finish(record)
+        write_json(self.directory.record_path, record)
+        self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
         return record
 

@@ -1,0 +1,107 @@
+/* Softmax, cross-entropy and their gradient in one pass over the logits, which the gradient then replaces.
+ *
+ * Called by crossentropy.py. Plain C that compilers turn into vector instructions (-fopenmp-simd lets them reorder a
+ * sum), with NaN and infinity kept: such a logit makes its whole row of the gradient NaN.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* One compiled version for each generation of processors; the best is taken when the library is loaded. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+static inline float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* exp(x) for x <= 0, to a relative error of 2e-7: 2^n times a polynomial, n the nearest whole number to x / log 2. */
+static inline float exponential(float x) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits */
+    float t = x * 1.44269504f;
+    t = t < -126.0f ? -126.0f : t; /* NaN stays */
+    float shifted = t + shift;
+    float f = (t - (shifted - shift)) * 0.69314718f;
+    float p = 1.0f / 720;
+    p = p * f + 1.0f / 120;
+    p = p * f + 1.0f / 24;
+    p = p * f + 1.0f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return p * from_bits((to_bits(shifted) + 127) << 23);
+}
+
+/* To the nearest bfloat16, to the even one of two that are as near; NaN stays NaN. */
+static inline uint16_t to_bfloat16(float value) {
+    uint32_t bits = to_bits(value);
+    return value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+/* For each of `rows` rows of `product` (rows x size, float, or bfloat16 as uint16_t if `half`), with b = `bias`:
+ *
+ *   log_p[row] = log softmax(product[row] + b)[targets[row]]
+ *   product[row] = weight * (softmax(product[row] + b) - onehot(targets[row]))
+ *   bias_gradient += product[row]    (before it is rounded)
+ *
+ * `buffer` has place for `size` floats.
+ */
+FOR_EACH_PROCESSOR
+void noisin_cross_entropy(void *product, int half, const float *restrict bias, const int32_t *restrict targets,
+                          float weight, int64_t rows, int64_t size, float *restrict buffer, float *restrict log_p,
+                          float *restrict bias_gradient) {
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict full = (float *)product + row * size;
+        uint16_t *restrict halves = (uint16_t *)product + row * size;
+        float highest = -INFINITY, sum = 0.0f;
+        if (half) {
+#pragma omp simd reduction(max : highest)
+            for (int64_t i = 0; i < size; i++) {
+                buffer[i] = from_bits((uint32_t)halves[i] << 16) + bias[i];
+                highest = buffer[i] > highest ? buffer[i] : highest;
+            }
+        } else {
+#pragma omp simd reduction(max : highest)
+            for (int64_t i = 0; i < size; i++) {
+                buffer[i] = full[i] + bias[i];
+                highest = buffer[i] > highest ? buffer[i] : highest;
+            }
+        }
+        int32_t target = targets[row];
+        float logit = buffer[target];
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < size; i++) {
+            buffer[i] = exponential(buffer[i] - highest);
+            sum += buffer[i];
+        }
+        log_p[row] = logit - highest - logf(sum);
+        float scale = weight / sum;
+        buffer[target] -= sum; /* times scale it is p - 1 */
+        if (half) {
+#pragma omp simd
+            for (int64_t i = 0; i < size; i++) {
+                float gradient = buffer[i] * scale;
+                bias_gradient[i] += gradient;
+                halves[i] = to_bfloat16(gradient);
+            }
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < size; i++) {
+                float gradient = buffer[i] * scale;
+                bias_gradient[i] += gradient;
+                full[i] = gradient;
+            }
+        }
+    }
+}

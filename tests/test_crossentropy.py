@@ -1,0 +1,118 @@
+"""The compiled softmax and cross-entropy, and the likelihood whose gradient is made with it."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from helpers import make_language_model, random_states
+
+from noisin import crossentropy
+from noisin.crossentropy import FusedLikelihood, cross_entropy
+from noisin.model import BFLOAT16
+from noisin.objective import AveragedLikelihood
+
+T, B, V = 4, 3, 7
+
+
+def to_bfloat16(values):
+    """The nearest bfloat16 as uint16, by another way than the compiled code's: MXNet's conversion."""
+    array = mx.nd.amp_cast(mx.nd.array(values), dtype=BFLOAT16)
+    return crossentropy._memory(array).copy()
+
+
+def from_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def reference(logits, targets, weight):
+    """Log p and gradient in float64."""
+    logits = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    rows = np.arange(len(targets))
+    return log_p[rows, targets], weight * (np.exp(log_p) - (np.arange(logits.shape[1]) == targets[:, None]))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("rows, size", [(1, 1), (3, 7), (4, 1000), (33, 129)])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
+def test_float32_equals_float64_arithmetic(monkeypatch, threads, rows, size, spread):
+    monkeypatch.setattr(crossentropy, "threads", lambda: threads)
+    logits = np.random.normal(0, spread, (rows, size)).astype(np.float32)
+    bias, targets = np.random.normal(0, spread, size).astype(np.float32), np.random.randint(0, size, rows)
+    expected_log_p, expected = reference((logits + bias).astype(np.float32), targets, 0.25)
+    log_p, bias_gradient = cross_entropy(logits, bias, targets, 0.25)
+    np.testing.assert_allclose(log_p, expected_log_p, rtol=1e-6, atol=3e-6)
+    np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=1e-8)
+    np.testing.assert_allclose(bias_gradient, expected.sum(axis=0), rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_differs_by_its_rounding_alone():
+    bits = to_bfloat16(np.random.normal(0, 2, (40, 300)))
+    bias, targets = np.random.normal(0, 1, 300).astype(np.float32), np.random.randint(0, 300, 40)
+    full = from_bfloat16(bits)
+    expected_log_p, expected_bias_gradient = cross_entropy(full, bias, targets)
+    log_p, bias_gradient = cross_entropy(bits, bias, targets)
+    np.testing.assert_array_equal(log_p, expected_log_p)
+    np.testing.assert_array_equal(bias_gradient, expected_bias_gradient)  # summed before it is rounded
+    np.testing.assert_array_equal(bits, to_bfloat16(full))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_makes_its_row_nan_and_no_other(dtype, poison):
+    logits = np.random.normal(size=(3, 200)).astype(np.float32)
+    logits[1, 50] = poison
+    if dtype == "bfloat16":
+        logits = to_bfloat16(logits)
+    log_p, bias_gradient = cross_entropy(logits, np.zeros(200, np.float32), np.array([1, 2, 3]))
+    gradient = from_bfloat16(logits) if dtype == "bfloat16" else logits
+    assert np.isnan(gradient[1]).all() and np.isnan(bias_gradient).all() and np.isnan(log_p[1])
+    assert np.isfinite(gradient[[0, 2]]).all() and np.isfinite(log_p[[0, 2]]).all()
+
+
+def test_what_does_not_fit_is_refused():
+    logits, bias, targets = np.zeros((3, 5), np.float32), np.zeros(5, np.float32), np.array([0, 1, 4])
+    cross_entropy(logits, bias, targets)
+    for wrong in (np.array([0, 1, 5]), np.array([0, -1, 4])):
+        with pytest.raises(ValueError, match="from 0 to 4"):
+            cross_entropy(logits, bias, wrong)
+    for wrong in ((logits, bias[:4], targets), (logits, bias, targets[:2]), (logits[:, :4], bias[:4], targets % 4)):
+        with pytest.raises(ValueError, match="do not fit"):
+            cross_entropy(*wrong)
+
+
+@pytest.mark.parametrize("cell, layers", [("rnn", 2), ("lstm", 1), ("gru", 1)])
+@pytest.mark.parametrize("method", ["none", "dropout", "noisin", "noisin*"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_loss_states_and_gradients_are_those_of_the_plain_likelihood(cell, layers, method, samples, hybrid):
+    _compare(samples, hybrid, "float32", 1e-5, cell=cell, layers=layers, method=method, dropout_embedding=0.3)
+
+
+@pytest.mark.parametrize("method", ["none", "noisin*"])
+def test_in_bfloat16_too(method):
+    _compare(3, True, "bfloat16", 2e-2, cell="rnn", method=method)
+
+
+def _compare(samples, hybrid, dtype, tolerance, **options):
+    inputs, targets = (mx.nd.array(np.random.randint(0, V, (T, B))) for _ in range(2))
+    model = make_language_model(V, **options)
+    states, found = random_states(model, samples * B), []
+    for kind in (AveragedLikelihood, FusedLikelihood):
+        objective = kind(model, T, samples, dtype)
+        if hybrid:
+            objective.hybridize(static_alloc=True, static_shape=True)
+        for _ in range(2):  # the second time over what the first left in the same memory
+            mx.random.seed(6)
+            loss, after = objective.backward(inputs, targets, states)
+        gradients = {name: p.grad().asnumpy() for name, p in model.collect_params().items() if p.grad_req != "null"}
+        found.append((loss, [state.asnumpy() for state in after], gradients))
+    (loss, after, gradients), (fused_loss, fused_after, fused_gradients) = found
+    assert fused_loss == pytest.approx(loss, rel=tolerance)
+    for state, fused in zip(after, fused_after):
+        np.testing.assert_array_equal(fused, state)
+    for name, gradient in gradients.items():
+        assert np.abs(gradient).max() > 0, f"{name} has no gradient to compare"
+        close = {"rtol": tolerance, "atol": tolerance * np.abs(gradient).max()}
+        np.testing.assert_allclose(fused_gradients[name], gradient, err_msg=name, **close)
