@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.checkpoint import write_file
+from noisin.errors import UserError
+from noisin.files import read_json
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
@@ -42,6 +44,54 @@ NAMES: Dict[str, Tuple[str, str]] = {
     "pytorch-noise": ("PyTorch cells, noise", "#CC79A7"),
     "pytorch-malloc": ("PyTorch layers, our memory settings", "#CC79A7"),
 }
+
+
+def read_results(path: Path) -> Dict[str, Any]:
+    """Read the measurements that `make bench` wrote.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or holds anything else.
+    """
+    results = read_json(path)
+    try:
+        if _are_results(results):
+            return results
+    except (KeyError, TypeError):
+        pass  # it lacks something, or has another type in its place: the same as a wrong value
+    raise UserError(f"{path} is not what `make bench` writes: run it, or restore the file")
+
+
+def _are_results(results: Dict[str, Any]) -> bool:
+    measurements, growth, startup = results["measurements"], results["growth"], results["startup_seconds"]
+    if not isinstance(measurements, list) or not isinstance(growth, list):
+        return False
+    names: Dict[Tuple[str, str], List[str]] = {}
+    for entry in measurements:
+        names.setdefault((entry["workload"], entry["dtype"]), []).append(entry["name"])
+    return (
+        all(isinstance(results[facts], dict) for facts in ("hardware", "versions"))
+        and (startup is None or _is_positive(startup))
+        and all(_is_measurement(entry) for entry in measurements + growth)
+        and all(sum(_is_positive(entry.get(name)) for name in GROWTH) == 1 for entry in growth)
+        and len(names) > 0
+        and all({"none", "limit"} <= set(found) for found in names.values())
+    )
+
+
+def _is_measurement(entry: Dict[str, Any]) -> bool:
+    return (
+        entry["workload"] in WORKLOADS
+        and entry["name"] in NAMES
+        and entry["dtype"] in ("float32", "bfloat16")
+        and all(_is_positive(entry[name]) for name in ("min", "words_per_second", "max", "peak_mib"))
+        and entry["min"] <= entry["words_per_second"] <= entry["max"]
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e12  # more could not be drawn
 
 
 def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:

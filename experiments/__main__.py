@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler",
         metavar="ADDRESS",
         help="give the runs to Dask: tcp://host:port of a scheduler, whose workers share this folder; or local, "
-        "for a scheduler and --jobs workers in this process (default: no Dask)",
+        "for a scheduler and --jobs workers in this process (default: no Dask). Whoever reaches a port of a "
+        "scheduler or worker can run code as you: keep them on loopback or a closed network",
     )
     parser.add_argument(
         "--threads", type=positive, help="of each run (default: the cores shared out among --jobs; 1 on a cluster)"

@@ -110,9 +110,14 @@ def _connected(address: str, jobs: int) -> Iterator[Any]:
         if address == "local":
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Port 8787 is already in use", UserWarning)
-                # Workers in this process: each task is a process anyway. Nothing here listens beyond loopback.
+                # Workers in this process: each task is a process anyway. Nothing here listens beyond loopback; workers
+                # have pages of their own, whose default is all interfaces.
                 cluster = LocalCluster(
-                    n_workers=jobs, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:8787"
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    processes=False,
+                    dashboard_address="127.0.0.1:8787",
+                    worker_dashboard_address="127.0.0.1:0",
                 )
             scheduler = stack.enter_context(cluster)
         try:

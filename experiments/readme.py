@@ -8,7 +8,8 @@ from typing import Tuple
 from benchmarks import report
 from experiments.declared import EXPERIMENTS
 from experiments.records import RESULTS, draw, markdown, records_of, table
-from noisin.checkpoint import read_json, write_file
+from experiments.tables import markdown_safe
+from noisin.checkpoint import write_file
 from noisin.errors import UserError
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -21,17 +22,17 @@ def results_section() -> str:
         records = records_of(experiment)
         if records:
             picture = f"experiments/results/{experiment.name}/curves.png"
-            parts.append(
-                f"**{experiment.title}**\n\n{markdown(table(experiment, records))}\n\n![{experiment.title}]({picture})"
-            )
+            shown = markdown(markdown_safe(table(experiment, records)))
+            parts.append(f"**{experiment.title}**\n\n{shown}\n\n![{experiment.title}]({picture})")
     return "\n\n".join(parts)
 
 
 def speed_section() -> str:
     """Tables of the committed measurements, with their figures."""
-    results = read_json(report.HERE / "results.json")
+    results = report.read_results(report.HERE / "results.json")
     hardware, versions = results["hardware"], results["versions"]
-    where = f"{hardware['cpu']}, {hardware['threads']} threads; MXNet {versions['mxnet']}, PyTorch {versions['torch']}."
+    where = f"{hardware.get('cpu')}, {hardware.get('threads')} threads; "
+    where += f"MXNet {versions.get('mxnet')}, PyTorch {versions.get('torch')}."
     parts = [where, *report.sections(results, markdown)]
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"
@@ -66,7 +67,7 @@ def update_readme() -> None:
         records = records_of(experiment)
         if records:
             draw(experiment, records, RESULTS / experiment.name / "curves.png")
-    report.draw(read_json(report.HERE / "results.json"), report.HERE)
+    report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     text = README.read_text(encoding="utf-8")
     for name, section in SECTIONS.items():
         before, _, after = split_readme(text, name)

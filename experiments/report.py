@@ -19,7 +19,7 @@ from experiments.records import RESULTS, markdown
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
 from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown_safe
 from noisin import figures
-from noisin.checkpoint import read_json, write_file
+from noisin.checkpoint import write_file
 from noisin.errors import UserError
 
 FOLDER = Path("report")
@@ -39,12 +39,9 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
         What `make bench` wrote; left out if it is not there.
     """
     runs = load_runs(results)
-    measured = read_json(measurements) if measurements.exists() else None
-    try:
-        judgements = judge(runs, measured)
-        timing = None if measured is None else _speed(measured, out)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{measurements} is not what `make bench` writes: {error!r}") from None
+    measured = speed.read_results(measurements) if measurements.exists() else None
+    judgements = judge(runs, measured)
+    timing = None if measured is None else _speed(measured, out)
     sections = [_section(experiment, runs, out) for experiment in EXPERIMENTS.values() if runs_of(experiment, runs)]
     claims = claims_frame(judgements)
     files = _tables("claims", "The paper's claims, judged from the records", claims, claims, out)
@@ -123,7 +120,7 @@ def _speed(measured: Mapping[str, Any], out: Path) -> Speed:
     """Write the figures of the measurements, and keep them and their tables for the page."""
     hardware, versions = measured["hardware"], measured["versions"]
     facts = {**hardware, **{name: version for name, version in versions.items() if version is not None}}
-    startup = measured.get("startup_seconds")
+    startup = measured["startup_seconds"]
     if startup is not None:
         facts["start to first step"] = f"{startup:.1f} s"
     tables: List[Tuple[str, pd.DataFrame]] = []

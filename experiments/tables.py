@@ -186,9 +186,10 @@ def latex(table: pd.DataFrame, caption: str) -> str:
 def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
     """The same with what Markdown would take for more than text escaped."""
 
-    def safe(cell: str) -> str:
-        for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`")):
-            cell = cell.replace(special, escaped)
-        return " ".join(cell.split())
+    def safe(cell: Any) -> str:
+        text = " ".join(str(cell).split())
+        for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`"), ("[", r"\[")):
+            text = text.replace(special, escaped)
+        return text
 
     return table.apply(lambda column: column.map(safe))

@@ -64,6 +64,12 @@ def gone(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def listening(process):
+    """The addresses on which a process takes connections; :: and 0.0.0.0 are all interfaces."""
+    connections = psutil.Process(process.pid).net_connections("inet")
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
 def results(folder):
     """Every record in the folder, without what time and place leave in it."""
     found = {}
@@ -126,6 +132,7 @@ def test_a_local_cluster_makes_the_records_that_threads_make(tmp_path, undisturb
     assert link, output.read_text()
     with urlopen(link[1], timeout=30) as page:
         assert page.status == 200
+    assert listening(process) == {"127.0.0.1"}
     assert process.wait(timeout=120) == 0, output.read_text()
     assert results(tmp_path) == undisturbed
     assert re.search(r"^    none 1  epoch   1  train", output.read_text(), re.MULTILINE)
@@ -133,6 +140,7 @@ def test_a_local_cluster_makes_the_records_that_threads_make(tmp_path, undisturb
 
 def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records(cluster, tmp_path, undisturbed):
     output = tmp_path / "output"
+    assert [listening(part) for part in (cluster.scheduler, *cluster.workers)] == [{"127.0.0.1"}] * 3
     process = compare(tmp_path, "--scheduler", cluster.address)
     wait_for(lambda: list(tmp_path.glob("runs/demo/*noisin-learned*/state.json")))
     process.send_signal(signal.SIGINT)

@@ -216,10 +216,10 @@ def test_unreadable_file(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train.txt").chmod(0)
     if os.geteuid() == 0:  # root reads everything
 
-        def refuse(path: Path) -> bytes:
-            raise PermissionError(13, "Permission denied", str(path))
+        def refuse(path: str, flags: int, *mode: int) -> int:
+            raise PermissionError(13, "Permission denied", path)
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     message = fails(str(folder))
     assert "train.txt" in message and "Permission denied" in message and "readable" in message
 
@@ -400,9 +400,9 @@ def test_slow_server(fake_ptb: PublishedCorpus, alone: Path, server: Server, mon
     assert "not finished after" in fails("ptb")
 
 
-def zipped(members: Dict[str, bytes]) -> bytes:
+def zipped(members: Dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
@@ -462,6 +462,25 @@ def test_tar_whose_other_members_are_huge(
     monkeypatch.setattr(published_corpora, "MAX_UNPACKED", 1000)
     offer(monkeypatch, server.archive("a.tgz", tarred({"zeros": bytes(2000)}), "in/{split}.txt"))
     assert "unpacks to more than 1,000 bytes" in fails("ptb")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_whose_method_unpacks_without_bound(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, method: int
+) -> None:
+    archive = zipped({f"in/{split}.txt": content for split, content in TEXT.items()}, method)
+    offer(monkeypatch, server.archive("a.zip", archive, "in/{split}.txt"))
+    assert "another method than deflate" in fails("ptb")
+
+
+def test_tar_of_very_many_members(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_corpora, "MAX_MEMBERS", 5)
+    members = {f"{n}": b"" for n in range(5)}
+    members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
+    offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
+    assert "no in/train.txt in the archive" in fails("ptb")
 
 
 def test_tar_of_the_original_names_its_members_with_a_dot(
@@ -584,6 +603,26 @@ def test_well_formed_but_wrong_cache_is_not_trusted(alone: Path) -> None:
         assert words(data.load_corpus(folder)) == TOKENS, change
     without_test = {name: array for name, array in good.items() if name != "test"}
     np.savez(path, **without_test)
+    assert words(data.load_corpus(folder)) == TOKENS
+
+
+def test_compressed_cache_is_not_unpacked(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    data.load_corpus(folder)
+    path = cached_file(alone)
+    good = path.read_bytes()
+    with np.load(path) as stored:
+        np.savez_compressed(path, **{**stored, "more": np.zeros(10**6)})  # a bomb, if it were larger
+    assert words(data.load_corpus(folder)) == TOKENS
+    assert path.read_bytes() == good, "written anew"
+
+
+def test_pipe_in_place_of_the_cache_is_not_waited_for(alone: Path) -> None:
+    folder = str(write_folder(alone / "mine"))
+    data.load_corpus(folder)
+    path = cached_file(alone)
+    path.unlink()
+    os.mkfifo(path)
     assert words(data.load_corpus(folder)) == TOKENS
 
 

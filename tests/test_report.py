@@ -10,14 +10,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments.__main__ import main
 from experiments.claims import CLAIMS, judge, plain
-from experiments.declared import DROPOUT, FIGURE2, TABLE2, TABLE3
+from experiments.declared import DROPOUT, FIGURE2, TABLE2, TABLE3, Case
+from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
-from experiments.runs import choose, load_runs
-from experiments.tables import exact, frame, latex, latex_text, lines, markdown_safe
+from experiments.runs import Run, choose, load_runs
+from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe
 from noisin.config import config_from_dict
 from noisin.errors import UserError
 
@@ -276,6 +278,45 @@ def test_strings_of_a_record_are_text_wherever_they_are_shown(tmp_path):
     assert text.count(r"\end{table}") == 1 and r"\textbackslash{}end\{table\}" in text
 
 
+def everywhere(value, text):
+    """A JSON value with the text in place of each string, and under a name of its own."""
+    if isinstance(value, dict):
+        return {**{name: everywhere(inner, text) for name, inner in value.items()}, text: [text, {text: text}]}
+    return text if isinstance(value, str) else value
+
+
+def built(text):
+    """The page of a run and of measurements that have this text wherever they may have one."""
+    config = changed(LEARNED, corpus=text)
+    record = {**everywhere(record_of(config), text), "epochs": record_of(config)["epochs"]}
+    run = Run(record, config, f"figure2/{text}.json", "run-1")
+    table = pd.DataFrame([{text: text, "number": text}])
+    speed = Speed({text: text}, [(text, table)], [Picture(b"", "png", text)])
+    return Page(page([run], [], [Line(Case(), "noisin*", run)], judge([run]), {f"{text}.csv": text}, speed))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HOSTILE,
+        "</dd></dl></article><script src=http://example.org/x.js></script>",
+        '" onmouseover="alert(1)',
+        "' onmouseover='alert(1)",
+        "javascript:alert(1)",
+        "<a href=javascript:alert(1)>",
+        "--><img src=x onerror=alert(1)><!--",
+        "<style>*{display:none}</style>",
+        "&lt;&#60;",
+    ],
+)
+def test_the_page_has_the_same_elements_whatever_a_string_says(text):
+    hostile, harmless = built(text), built("word")
+    assert [(tag, list(given)) for tag, given in hostile.tags] == [(tag, list(given)) for tag, given in harmless.tags]
+    same = [link for link in harmless.links if not link.startswith("data:")]
+    assert [link for link in hostile.links if not link.startswith("data:")] == same
+    assert hostile.text().count(text) > 30
+
+
 def test_latex_prints_special_characters():
     assert latex_text("50 % of a_b & $c #1 {x} ~ ^") == (
         r"50 \% of a\_b \& \$c \#1 \{x\} \textasciitilde{} \textasciicircum{}"
@@ -505,10 +546,8 @@ def test_an_old_configuration_has_todays_defaults(tmp_path):
 
 
 def test_markdown_and_latex_of_a_table_take_any_text():
-    import pandas as pd
-
     table = pd.DataFrame([{"a": "x|y\nz", "b": "-"}, {"a": "[1]", "b": "2.5"}])
-    assert markdown_safe(table)["a"].tolist() == [r"x\|y z", "[1]"]
+    assert markdown_safe(table)["a"].tolist() == [r"x\|y z", r"\[1]"]
     text = latex(table, "50 %")
     assert r"\begin{tabular}{lr}" in text and r"{[}1{]} & 2.5 \\" in text and r"\caption{50 \%}" in text
     assert r"x\textbar{}y z & -- \\" in text

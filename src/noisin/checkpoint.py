@@ -19,17 +19,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 import mxnet as mx
+import numpy as np
 from mxnet.gluon import Block, Trainer
 
+from noisin.arrays import parse_arrays
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
-from noisin.files import is_locked, open_lock, write_whole
+from noisin.errors import UserError, quoted
+from noisin.files import is_locked, open_lock, read_json, read_regular, write_whole
+
+STATUSES = ("running", "finished", "early-stopped", "diverged")
 
 
 @dataclass
@@ -73,7 +78,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / "lock")
         except OSError as error:
-            raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from None
+            raise UserError(f"cannot make the run directory {self.path}: {error.strerror or error}") from None
         with lock:
             for torn in self.path.glob(".*.tmp"):
                 torn.unlink()  # of a process that was killed while it wrote
@@ -122,7 +127,7 @@ class RunDirectory:
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
         path = self.path / "state.json"
-        return _read_progress(path) if path.exists() else None
+        return _read_state(path)[0] if path.exists() else None
 
     def recover(self, report: Callable[[str], None]) -> Optional[Progress]:
         """As `load`, from the newest checkpoint that is whole, which is then the last one.
@@ -152,21 +157,21 @@ class RunDirectory:
 
     def _read_whole(self, state: Path) -> Progress:
         """Progress of a checkpoint, after a look at all of its files."""
-        progress = _read_progress(state)
-        for which in ("last", "best") if progress.best_epoch else ("last",):
-            self._find_arrays(which, state)
+        progress, files = _read_state(state)
+        for which in files:
+            self._read_arrays(which, state)
         return progress
 
     def load_weights(self, model: Block, which: str = "best") -> None:
         """Set the model's parameters to those of the `best` or the `last` epoch."""
-        arrays = self._read_arrays(which)
+        arrays = self._read_arrays(which, self.path / "state.json")
         _set_parameters(model, arrays, self.path)
 
     def restore(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Set parameters and optimizer to where the last checkpoint left them."""
-        arrays = self._read_arrays("last")
+        arrays = self._read_arrays("last", self.path / "state.json")
         _set_parameters(model, arrays, self.path)
-        _set_optimizer(trainer, arrays, progress.updates)
+        _set_optimizer(trainer, arrays, progress.updates, self.path)
 
     def save(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Write a checkpoint; `progress` must end with the epoch just trained."""
@@ -204,33 +209,69 @@ class RunDirectory:
     def _best_path(self, epoch: Optional[int]) -> Path:
         return self.path / f"best-{epoch or 0:04d}.params"
 
-    def _read_arrays(self, which: str) -> Dict[str, mx.nd.NDArray]:
-        return mx.nd.load(str(self._find_arrays(which, self.path / "state.json")))
-
-    def _find_arrays(self, which: str, state: Path) -> Path:
-        """The file of the `last` or `best` arrays that a checkpoint names, if it is there and whole."""
+    def _read_arrays(self, which: str, state: Path) -> Dict[str, np.ndarray]:
+        """The `last` or `best` arrays that a checkpoint names, if they are there and whole."""
         if not state.exists():
             raise UserError(f"{self.path} has no finished epoch yet: train it first")
+        _, files = _read_state(state)
+        if which not in files:
+            raise UserError(f"{state} names no '{which}' weights")
+        path = self.path / files[which]["name"]
+        content = read_regular(path, f"the '{which}' weights of this run")
+        if hashlib.sha256(content).hexdigest() != files[which]["sha256"]:
+            raise UserError(f"{path} is damaged: its sha256 is not the one in {state.name}")
         try:
-            entry = read_json(state)["files"][which]
-            name, digest = Path(entry["name"]).name, entry["sha256"]
-        except (KeyError, TypeError):
-            raise UserError(f"{state} names no '{which}' weights") from None
-        arrays = self.path / name
-        if not arrays.exists():
-            raise UserError(f"{arrays} is missing: it holds the '{which}' weights of this run")
-        if _sha256(arrays) != digest:
-            raise UserError(f"{arrays} is damaged: its sha256 is not the one in {state.name}")
-        return arrays
+            return parse_arrays(content)
+        except ValueError as error:  # who made it made its sha256 too
+            raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _read_progress(state: Path) -> Progress:
-    if not state.exists():
-        raise UserError(f"{state} is missing")
+def _read_state(path: Path) -> Tuple[Progress, Dict[str, Dict[str, str]]]:
+    """Progress, and name and sha256 of the `last` and, if there is one, the `best` arrays."""
+    content = read_json(path)
     try:
-        return Progress(**read_json(state)["progress"])
-    except (KeyError, TypeError):
-        raise UserError(f"{state} is damaged: delete {state.parent} to start the run again") from None
+        progress, files = Progress(**content["progress"]), content["files"]
+        if _is_progress(progress) and _are_files(files, {"last", "best"} if progress.best_epoch else {"last"}):
+            return progress, files
+    except (KeyError, TypeError, AttributeError):
+        pass  # it lacks something, or has another type in its place: the same as a wrong value
+    raise UserError(f"{path} is damaged: delete {path.parent} to start the run again")
+
+
+def _is_progress(progress: Progress) -> bool:
+    epochs, best = progress.epochs, progress.best_epoch
+    return (
+        isinstance(epochs, list)
+        and all(_is_epoch(entry, number) for number, entry in enumerate(epochs, 1))
+        and ((best is None) == (progress.best_valid_ppl is None))
+        and (best is None or (type(best) is int and 1 <= best <= len(epochs) and _is_number(progress.best_valid_ppl)))
+        and type(progress.updates) is int
+        and 0 <= progress.updates < 2**53
+        and isinstance(progress.started, str)
+        and progress.status in STATUSES
+    )
+
+
+def _is_epoch(entry: Dict[str, Any], number: int) -> bool:
+    names = ("train_ppl", "valid_ppl", "seconds", "tokens_per_second")
+    return (
+        type(entry["epoch"]) is int
+        and entry["epoch"] == number
+        and all(_is_number(entry[name]) for name in names)
+        and isinstance(entry["gamma"], list)
+        and all(_is_number(gamma) for gamma in entry["gamma"])
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _are_files(files: Dict[str, Dict[str, str]], expected: Set[str]) -> bool:
+    return set(files) == expected and all(
+        re.fullmatch(r"(epoch|best)-\d{4,9}\.params", entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+        for entry in files.values()
+    )
 
 
 def _differences(before: Any, now: Any, name: str = "") -> List[str]:
@@ -240,16 +281,21 @@ def _differences(before: Any, now: Any, name: str = "") -> List[str]:
         for key in sorted(set(before) | set(now)):
             found += _differences(before.get(key), now.get(key), key)
         return found
-    return [] if before == now else [f"{name} was {json.dumps(before)}, is {json.dumps(now)}"]
+    return [] if before == now else [f"{name} was {quoted(before)}, is {quoted(now)}"]
 
 
-def _set_parameters(model: Block, arrays: Mapping[str, mx.nd.NDArray], where: Path) -> None:
+def _set_parameters(model: Block, arrays: Mapping[str, np.ndarray], where: Path) -> None:
     for name, parameter in model._collect_params_with_prefix().items():
-        value = arrays.get(f"weight:{name}")
-        if value is None or value.shape != parameter.shape:
-            found = "missing" if value is None else f"of shape {value.shape}"
-            raise UserError(f"{where}: {name} is {found}, the model has {parameter.shape}")
-        parameter.set_data(value)
+        parameter.set_data(_array(arrays, f"weight:{name}", parameter.shape, where))
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, shape: Tuple[int, ...], where: Path) -> mx.nd.NDArray:
+    """The array of this name, if it has the shape that the model needs: another one MXNet might broadcast to it."""
+    value = arrays.get(name)
+    if value is None or value.shape != shape:
+        found = "missing" if value is None else f"of shape {value.shape}"
+        raise UserError(f"{where}: {name} is {found}, the model has {shape}")
+    return mx.nd.array(value)
 
 
 def _optimizer_arrays(trainer: Trainer) -> Dict[str, mx.nd.NDArray]:
@@ -263,7 +309,7 @@ def _optimizer_arrays(trainer: Trainer) -> Dict[str, mx.nd.NDArray]:
     return arrays
 
 
-def _set_optimizer(trainer: Trainer, arrays: Mapping[str, mx.nd.NDArray], updates: int) -> None:
+def _set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: int, where: Path) -> None:
     optimizer, updater = trainer._optimizer, trainer._updaters[0]
     for index, parameter in enumerate(trainer._params):
         if parameter.grad_req == "null":
@@ -271,7 +317,7 @@ def _set_optimizer(trainer: Trainer, arrays: Mapping[str, mx.nd.NDArray], update
         state = optimizer.create_state_multi_precision(index, parameter.data())
         for place, value in enumerate(state if isinstance(state, (tuple, list)) else [state]):
             if value is not None:
-                value[:] = arrays[f"optimizer:{index}:{place}"]
+                value[:] = _array(arrays, f"optimizer:{index}:{place}", value.shape, where)
         updater.states[index] = state
         updater.states_synced[index] = True
         optimizer._index_update_count[index] = updates
@@ -292,25 +338,6 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON aside and rename; a value that JSON cannot hold (NaN) is an error of ours."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read or is not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object")
-    return content
 
 
 def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:

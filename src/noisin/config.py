@@ -8,9 +8,9 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from noisin.errors import UserError
+from noisin.errors import UserError, quoted
 from noisin.noise import FAMILIES, make_family
 
 METHODS = ("none", "dropout", "noisin", "noisin*")
@@ -110,7 +110,7 @@ class Config:
         35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
     )
     samples: int = option(1, "S, trajectories of the noise in training (paper: 1)", low=1, high=1000, group="training")
-    epochs: int = option(40, "most epochs to train", low=1, high=1e6, group="training")
+    epochs: int = option(40, "most epochs to train", low=1, high=1e5, group="training")
     patience: int = option(
         3, "epochs without a better validation perplexity before stopping", low=1, high=1e6, group="training"
     )
@@ -181,7 +181,7 @@ class Config:
 
 def _check(entry: dataclasses.Field, value: Any) -> None:
     """Raise UserError unless `value` has the type, and is in the range, of the option `entry`."""
-    bounds, where = entry.metadata, f"{entry.name} is {value!r}"
+    bounds, where = entry.metadata, f"{entry.name} is {quoted(value)}"
     if "Optional" in str(entry.type) and value is None:
         return
     if "Dict" in str(entry.type):
@@ -193,7 +193,7 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
             raise UserError(f"{where}: it must be one or more numbers")
         values = value
     elif "str" in str(entry.type):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _is_unicode(value):
             raise UserError(f"{where}: it must be text")
         if bounds["choices"] and value not in bounds["choices"]:
             raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
@@ -207,18 +207,29 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
             raise UserError(f"{where}: it must be from {bounds['low']:g} to {bounds['high']:g}")
 
 
+def _is_unicode(value: str) -> bool:
+    """Whether a file can hold it: the name of a file that is not UTF-8 it cannot."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> Config:
-    """Build a Config, refusing unknown keys.
+def config_from_dict(values: Any, source: str = "the configuration") -> Config:
+    """Build a Config from what a file holds, refusing unknown keys.
 
     Raises
     ------
     UserError
         Naming the key or value at fault and `source`.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{source} is not an object of options")
     known = {entry.name for entry in dataclasses.fields(Config)}
     unknown = sorted(set(values) - known)
     if unknown:

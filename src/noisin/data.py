@@ -20,7 +20,7 @@ import numpy as np
 
 from noisin import synthetic
 from noisin.errors import UserError
-from noisin.files import read_regular, write_bytes
+from noisin.files import parse_json, read_regular, write_bytes
 from noisin.published import PUBLISHED, SPLITS, find_files
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def load_corpus(
         published = PUBLISHED[name]
         files = find_files(published, data_dir, download)
         return _load(name, files, [published.sha256[split] for split in SPLITS], None)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     files = _own_files(path)
     checksums = [hashlib.sha256(read_regular(file, "UTF-8 text")).hexdigest() for file in files.values()]
     label = path.resolve().name
@@ -206,16 +206,18 @@ def _ordered_vocabulary(types: Sequence[str]) -> gluonnlp.Vocab:
 def _cache_folder() -> Path:
     own = os.environ.get("NOISIN_CACHE")
     general = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(own or os.path.join(general, "noisin")).expanduser()
+    return Path(os.path.expanduser(own or os.path.join(general, "noisin")))
 
 
 def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]:
     """Return (types, splits) as they were cached, or None if they were not or the file is not to be trusted."""
     try:
         # The zip container's checksum covers every array, the vocabulary (JSON as bytes) among them.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_regular(path, "a cached corpus")), allow_pickle=False) as stored:
+            if any(entry.compress_type for entry in stored.zip.infolist()):
+                return None  # what we write is not compressed, and so holds no more than the file is long
             content = {name: stored[name] for name in (*SPLITS, "vocabulary")}
-        header = json.loads(content.pop("vocabulary").tobytes().decode("utf-8"))
+        header = parse_json(content.pop("vocabulary").tobytes())
         types = header["types"]
         valid = header["key"] == path.stem and _are_types(types) and all(_are_ids(content[s], types) for s in SPLITS)
     except Exception:  # a damaged file fails in any way at all, even with MemoryError for the shape it claims

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, Dict, List, Tuple
 
 from noisin.errors import UserError
+
+# Bytes.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MAX_FILE = MEMORY // 2  # what is read whole must leave room for what is made of it
+# Read, it may take some 25 times as much (a list of empty lists). The state of 100,000 epochs, the most there are, has
+# about 25 MB.
+MAX_JSON = 32 * 2**20
+_LONGEST_NUMBER = 40  # digits and signs; what JSON is written with has 24 at the most
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -45,18 +56,102 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda aside: aside.write_bytes(content))
 
 
-def read_regular(path: Path, expected: str) -> bytes:
-    """Return the contents of a regular file, or raise a UserError that says what is there instead."""
+def read_regular(path: Path, expected: str, most: int = MAX_FILE) -> bytes:
+    """Return the contents of a regular file, without ever waiting for a pipe or reading a device without end.
+
+    Parameters
+    ----------
+    path : Path
+    expected : str
+        What should be there, for the message.
+    most : int, default half of this machine's memory
+        The largest size, in bytes.
+
+    Raises
+    ------
+    UserError
+        That says what is there instead.
+    """
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: a directory, but a file expected ({expected}); remove or rename it")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file; expected {expected}")
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UserError(f"{path}: not a regular file; expected {expected}")
+            if found.st_size > most:
+                raise UserError(f"{path}: {found.st_size:,} bytes, expected {expected} of {most:,} at the most")
+            return file.read(found.st_size)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected {expected}; put the file there") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a directory, but a file expected ({expected}); remove or rename it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}; make it readable") from None
+    except ValueError:  # a name with a zero byte, or that is not Unicode
+        raise UserError(f"{path}: not the name of a file; expected {expected}") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory; expected {expected}") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or is not an object as `parse_json` takes it.
+    """
+    try:
+        content = parse_json(read_regular(path, "a JSON object", MAX_JSON))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON, and nothing beyond it or that another reader could take for something else.
+
+    Raises
+    ------
+    ValueError
+        For anything but UTF-8, a key that is there twice, NaN and Infinity, a number that is too large for a float or
+        has more digits than any that was computed, half of a surrogate pair, or nesting without end.
+    """
+    try:
+        text = content.decode("utf-8")
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_refuse
+        )
+        if "\\u" in text:  # the only way to write a character that no file can hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice in one object")
+    return found
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= _LONGEST_NUMBER else _refuse(f"a number of {len(text)} digits")
+
+
+def _finite(text: str) -> float:
+    number = float(text) if len(text) <= _LONGEST_NUMBER else math.inf
+    return number if math.isfinite(number) else _refuse(text[:_LONGEST_NUMBER])
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number to compute with")
 
 
 def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
@@ -73,7 +168,7 @@ def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
     UserError
         If another process still has it locked then, saying which.
     """
-    file = open(path, "a+", encoding="utf-8")
+    file = open(path, "a+", encoding="utf-8", errors="replace", opener=_open_itself)
     deadline = time.monotonic() + patience
     while not _lock(file) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -92,11 +187,16 @@ def is_locked(path: Path) -> bool:
     """Whether some process has locked the file `path`."""
     if not path.exists():
         return False
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb", opener=_open_itself) as file:
         return not _lock(file)
 
 
-def _lock(file: IO[str]) -> bool:
+def _open_itself(path: str, flags: int) -> int:
+    """Open a lock and not what it links to, which would be overwritten; a pipe is not waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _lock(file: IO[Any]) -> bool:
     """Lock an open file; False if another process has."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

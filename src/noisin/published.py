@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import itertools
 import os
 import tarfile
 import time
@@ -28,7 +29,8 @@ PATIENCE = 600.0  # seconds for a whole corpus, so that a server that drips cann
 ATTEMPTS = 3
 BACKOFF = 0.5  # seconds before the second attempt, twice that before the third
 MAX_ARCHIVE = 64 * 2**20  # bytes; the largest of the archives below has 35 million
-MAX_UNPACKED = 512 * 2**20  # bytes of a whole tar archive
+MAX_UNPACKED = 512 * 2**20  # bytes of a whole tar archive, or of a file that is there
+MAX_MEMBERS = 10_000  # of a tar archive; the original has some hundred
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ PUBLISHED = {
 def find_files(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Path]:
     """Return the checked files of a published corpus, downloading what is missing."""
     given = data_dir or os.environ.get("NOISIN_DATA")
-    roots = [Path(given).expanduser(), DOWNLOADS] if given else [DOWNLOADS]
+    roots = [Path(os.path.expanduser(given)), DOWNLOADS] if given else [DOWNLOADS]
     for root in roots:  # stops at the first that holds any of the files, else at the last
         files = published.files(root)
         missing = [split for split in SPLITS if not os.path.lexists(files[split])]
@@ -163,7 +165,7 @@ def _by_hand(published: PublishedCorpus, root: Path) -> str:
 
 
 def _check(path: Path, published: PublishedCorpus, split: str) -> None:
-    content = read_regular(path, f"the {split} split of {published.name}")
+    content = read_regular(path, f"the {split} split of {published.name}", MAX_UNPACKED)
     problem = _problem(content, published, split)
     if problem:
         raise UserError(
@@ -219,25 +221,32 @@ def _fetch(
             yield split, _get(source.url.format(split=split), published.sizes[split], deadline)
         return
     archive = _get(source.url, MAX_ARCHIVE, deadline)
-    unpack = _unzip if source.url.endswith(".zip") else _untar
+    members = {split: source.member.format(split=split) for split in splits}
+    yield from _unpack(archive, source.url.endswith(".zip"), members, published.sizes).items()
+
+
+def _unpack(archive: bytes, zipped: bool, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
+    """Read the wanted members of an archive, each up to one byte more than its size."""
     try:
-        contents = unpack(archive, {split: source.member.format(split=split) for split in splits}, published.sizes)
+        return (_unzip if zipped else _untar)(archive, members, sizes)
     except _SourceFailed:
         raise
     # The archive comes from the network: whatever its readers stumble over means that it is no good.
     except Exception as error:
         raise _SourceFailed(f"damaged archive: {error}") from None
-    yield from contents.items()
 
 
 def _unzip(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
     """Read the wanted members, and nothing else, from a zip archive."""
     with zipfile.ZipFile(io.BytesIO(archive)) as unpacked:
-        found = set(unpacked.namelist())
+        found = {entry.filename: entry for entry in unpacked.infolist()}
         contents = {}
         for split, member in members.items():
             if member not in found:
                 raise _SourceFailed(f"no {member} in the archive")
+            # Of the other methods zipfile unpacks whole blocks, whatever the size that it is asked for.
+            if found[member].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _SourceFailed(f"{member} is compressed by another method than deflate")
             with unpacked.open(member) as file:
                 contents[split] = file.read(sizes[split] + 1)  # never more, whatever the archive claims
         return contents
@@ -251,7 +260,8 @@ def _untar(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int])
         raise _SourceFailed(f"unpacks to more than {MAX_UNPACKED:,} bytes")
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as unpacked:
         # The original archive writes its names as ./simple-examples/...
-        found = {entry.name[2:] if entry.name.startswith("./") else entry.name: entry for entry in unpacked}
+        entries = itertools.islice(unpacked, MAX_MEMBERS)
+        found = {entry.name[2:] if entry.name.startswith("./") else entry.name: entry for entry in entries}
         contents = {}
         for split, member in members.items():
             file = unpacked.extractfile(found[member]) if member in found and found[member].isfile() else None

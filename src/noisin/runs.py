@@ -8,7 +8,7 @@ from typing import Any, Dict
 import pandas as pd
 
 from noisin.checkpoint import RunDirectory, read_json
-from noisin.errors import UserError
+from noisin.errors import UserError, printable
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
 
 
 def _row(path: Path, folder: Path) -> Dict[str, Any]:
-    directory, name = RunDirectory(path), str(path.relative_to(folder))
+    directory, name = RunDirectory(path), printable(str(path.relative_to(folder)))
     try:
         config, progress = directory.read_config(), directory.load()
         status = _status(directory, progress)

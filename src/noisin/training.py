@@ -20,8 +20,10 @@ from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory, read_json, write_json
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
+from noisin.errors import UserError
 from noisin.evaluation import Evaluator
 from noisin.events import Events
+from noisin.files import MEMORY
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
 from noisin.step import Diverged, TrainingStep
@@ -214,11 +216,31 @@ class _Run:
 
 
 def initial_model(config: Config, vocabulary_size: int, device: mx.Context) -> LanguageModel:
-    """The model of `config` with its parameters initialised from the seed."""
+    """The model of `config` with its parameters initialised from the seed.
+
+    Raises
+    ------
+    UserError
+        If this machine's memory cannot hold it.
+    """
     mx.random.seed(_stream(config.seed, 0))
     model = make_model(config, vocabulary_size)
+    _check_memory(model, config, vocabulary_size)
     model.initialize(ctx=device)
     return model
+
+
+def _check_memory(model: LanguageModel, config: Config, vocabulary_size: int) -> None:
+    """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
+    weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
+    evaluated = config.eval_batch_size * (config.eval_samples if model.stochastic else 1)
+    predictions = config.unroll * max(config.batch_size * config.samples, evaluated) * vocabulary_size
+    least = 4 * (2 * weights + predictions)  # each weight has a gradient
+    if least > MEMORY:
+        raise UserError(
+            f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
+            "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
+        )
 
 
 def make_evaluator(

@@ -1,0 +1,213 @@
+"""Every reader of files with what it promises: a valid result or its one refusal, whatever the bytes are.
+
+The tests call these with examples of hypothesis, and `fuzz.py` with those of a coverage-guided fuzzer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Tuple, Type
+from unittest import mock
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from benchmarks import report
+from experiments.runs import load_runs
+from noisin import data, published
+from noisin.arrays import parse_arrays
+from noisin.checkpoint import RunDirectory
+from noisin.config import Config, config_from_dict
+from noisin.errors import UserError
+from noisin.files import parse_json, read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader as a function of the file's contents.
+
+    Parameters
+    ----------
+    read : callable
+        Reads the contents it is given, and asserts what holds of a valid result.
+    valid : bytes
+        What it accepts.
+    refuses : tuple of exceptions
+        The only ones that it may end with.
+    """
+
+    read: Callable[[bytes], Any]
+    valid: bytes
+    refuses: Tuple[Type[Exception], ...] = (UserError,)
+
+    def accepts(self, content: bytes) -> bool:
+        """Whether the contents were read; anything but a result or a refusal of one line is raised."""
+        try:
+            self.read(content)
+        except self.refuses as refusal:
+            assert not isinstance(refusal, UserError) or str(refusal).isprintable()
+            return False
+        return True
+
+
+def put(content: bytes, *names: str) -> Path:
+    """The contents as a file."""
+    path = FOLDER.joinpath(*names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def read_parsed_json(content: bytes) -> None:
+    value = parse_json(content)
+    assert parse_json(json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")) == value
+
+
+def read_arrays(content: bytes) -> None:
+    arrays = parse_arrays(content)
+    theirs = mx.nd.load(str(put(content, "read.params"))) if arrays else {}  # without any they forget the names
+    assert set(arrays) == set(theirs)
+    assert all(np.array_equal(values, theirs[name].asnumpy()) for name, values in arrays.items())
+
+
+def read_options(content: bytes) -> None:
+    config = config_from_dict(read_json(put(content, "options.json")))
+    assert config_from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+def read_run(content: bytes) -> None:
+    RunDirectory(put(content, "begun", "config.json").parent).read_config()
+
+
+def read_state(content: bytes) -> None:
+    directory = RunDirectory(put(content, "run", "state.json").parent)
+    put(WEIGHTS, "run", "epoch-0001.params")
+    progress = directory.recover(lambda line: None)
+    assert progress == directory.load()
+    assert all(entry["epoch"] == number for number, entry in enumerate(progress.epochs, 1))
+
+
+def read_weights(content: bytes) -> None:
+    """As the weights of a checkpoint whose state names their sha256: that alone protects from accidents only."""
+    path = put(content, "weights", "epoch-0001.params")
+    state = {**STATE, "files": {"last": {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}}}
+    put(json.dumps(state).encode(), "weights", "state.json")
+    MODEL.weight.set_data(mx.nd.zeros((2, 3)))
+    RunDirectory(path.parent).load_weights(MODEL, "last")
+    assert np.isfinite(MODEL.weight.data().asnumpy()).all()
+
+
+def read_text(content: bytes) -> None:
+    with mock.patch.dict(os.environ, NOISIN_CACHE=str(FOLDER / "cache")):
+        corpus = data.load_corpus(str(put(content, "own.txt")))
+    types = corpus.vocabulary.idx_to_token
+    assert types[:2] == ["<unk>", "<eos>"] and len(types) <= data.OWN_VOCABULARY
+    for split in (corpus.train, corpus.valid, corpus.test):
+        assert split.size and 0 <= split.min() and split.max() < len(types)
+    shutil.rmtree(FOLDER / "cache")  # it would grow with every text
+
+
+def read_cache(content: bytes) -> None:
+    assert data._read_cache(put(content, f"{CACHE_KEY}.npz")) is not None, "None stands for a refusal"
+
+
+def read_archive(zipped: bool) -> Callable[[bytes], None]:
+    def read(content: bytes) -> None:
+        unpacked = published._unpack(content, zipped, MEMBERS, SIZES)
+        assert set(unpacked) == set(MEMBERS) and all(len(unpacked[split]) <= SIZES[split] + 1 for split in MEMBERS)
+
+    return read
+
+
+def read_measurements(content: bytes) -> None:
+    results = report.read_results(put(content, "results.json"))
+    for workload in report.workloads_in(results):
+        report.table(results, workload)
+        report.ratios(results, workload)
+    assert all(report.step_milliseconds(entry) > 0 for entry in results["growth"])
+
+
+def read_records(content: bytes) -> None:
+    load_runs(put(content, "results", "figure2", "record.json").parents[1])
+
+
+def _params() -> bytes:
+    path = FOLDER / "valid.params"
+    mx.nd.save(str(path), {"weight:weight": mx.nd.ones((2, 3)), "optimizer:0:0": mx.nd.zeros((2, 3))})
+    return path.read_bytes()
+
+
+def _cache() -> bytes:
+    splits = {split: np.array([0, 1, 2], dtype=np.int32) for split in data.SPLITS}
+    path = FOLDER / f"{CACHE_KEY}.npz"
+    data._write_cache(path, ["<unk>", "<eos>", "dax"], splits)
+    return path.read_bytes()
+
+
+def _zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in MEMBERS.values():
+            archive.writestr(member, b"dax zorp\n")
+    return buffer.getvalue()
+
+
+def _tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for member in MEMBERS.values():
+            entry = tarfile.TarInfo(member)
+            entry.size = 9
+            archive.addfile(entry, io.BytesIO(b"dax zorp\n"))
+    return buffer.getvalue()
+
+
+CACHE_KEY = "key"
+MEMBERS = {split: f"in/{split}.txt" for split in data.SPLITS}
+SIZES = dict.fromkeys(data.SPLITS, 9)
+MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
+MODEL.initialize()
+WEIGHTS = _params()
+EPOCH = {"epoch": 1, "train_ppl": 9.5, "valid_ppl": 8.5, "seconds": 0.5, "tokens_per_second": 99.0, "gamma": [0.2]}
+STATE: Dict[str, Any] = {
+    "files": {"last": {"name": "epoch-0001.params", "sha256": hashlib.sha256(WEIGHTS).hexdigest()}},
+    "progress": {
+        "epochs": [EPOCH],
+        "best_epoch": None,
+        "best_valid_ppl": None,
+        "updates": 7,
+        "started": "2026-01-01T00:00:00+00:00",
+        "status": "running",
+    },
+}
+OPTIONS = json.dumps(Config(method="noisin*", noise="gamma", noise_parameters={"k": 2.0}).to_dict()).encode()
+
+READERS = {
+    "json": Reader(read_parsed_json, OPTIONS, (ValueError,)),
+    "params": Reader(read_arrays, WEIGHTS, (ValueError,)),
+    "options": Reader(read_options, OPTIONS),
+    "run": Reader(read_run, b'{"config": ' + OPTIONS + b"}"),
+    "state": Reader(read_state, json.dumps(STATE).encode()),
+    "weights": Reader(read_weights, WEIGHTS),
+    "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
+    "cache": Reader(read_cache, _cache(), (AssertionError,)),
+    "zip": Reader(read_archive(True), _zip(), (published._SourceFailed,)),
+    "tar": Reader(read_archive(False), _tar(), (published._SourceFailed,)),
+    "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),
+    "record": Reader(read_records, min((ROOT / "experiments" / "results" / "figure2").glob("*.json")).read_bytes()),
+}
