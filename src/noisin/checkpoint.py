@@ -22,7 +22,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import mxnet as mx
 from mxnet.gluon import Block, Trainer
@@ -303,14 +303,30 @@ def read_json(path: Path) -> Dict[str, Any]:
         If it cannot be read or is not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition, parse_constant=_refuse_constant
+        )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except RecursionError:
         raise UserError(f"{path} is damaged: it is not JSON") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")
     return content
+
+
+def _without_repetition(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """An object, whose names must differ: of two values, different readers would take different ones."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name is there twice in one object")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:

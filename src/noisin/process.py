@@ -92,7 +92,13 @@ def run(
         process.kill()  # does nothing to one that has ended
         process.wait()
     relay.join()
-    return None if status else json.loads((directory / "record.json").read_text(encoding="utf-8"))
+    if status:
+        return None
+    try:
+        return json.loads((directory / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # whoever gets the record checks it; here nothing of ours is imported
+        (say or print)(f"given up: its record cannot be read: {error}")
+        return None
 
 
 def _relay(process: subprocess.Popen, say: Optional[Callable[[str], None]], unwanted: Callable[[], bool]) -> None:

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 import noisin
 from noisin._environment import threads
-from noisin.checkpoint import Progress, RunDirectory, read_json
+from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
+from noisin.errors import UserError
 from noisin.evaluation import Evaluator
 from noisin.events import Events
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
+from noisin.record import check_record, read_record, seal
 from noisin.step import Diverged, TrainingStep
 
 # A step whose loss per word is this many times that of a uniform guess is an explosion, not a bad start.
@@ -73,7 +75,9 @@ def train(
         directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
         report(f"run {directory.path}")
         if directory.record_path.exists():
-            record = read_json(directory.record_path)
+            record = read_record(directory.record_path)
+            if record["config"] != config.to_dict():
+                raise UserError(f"{directory.record_path} is another run's record: delete it, and this one goes on")
             report(f"already {_summary_line(record)}")
             return record
         return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
@@ -194,6 +198,7 @@ class _Run:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
+        check_record(record, "the record of this run")
         self.directory.finish(record)
         self.report(_summary_line(record))
         return record
@@ -257,39 +262,41 @@ def make_record(
     device: mx.Context,
     revision: Optional[str],
 ) -> Dict[str, Any]:
-    """The record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
+    """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
     parameters = model.collect_params().values()
-    return {
-        "corpus": corpus.name,
-        "cell": config.cell,
-        "activation": config.activation,
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "method": config.method,
-        "noise": config.noise if model.noises else None,
-        "gamma": best["gamma"] if best else [],
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
-        "epochs": progress.epochs,
-        "best_epoch": progress.best_epoch,
-        "valid_ppl": progress.best_valid_ppl,
-        "test_ppl": test_ppl,
-        "status": progress.status,
-        "config": config.to_dict(),
-        "corpus_sha256": corpus.digest,
-        "floor_ppl": corpus.floor,
-        "git": revision,
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
-            "noisin": noisin.__version__,
-        },
-        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
-        "started": progress.started,
-        "finished": _now(),
-    }
+    return seal(
+        {
+            "corpus": corpus.name,
+            "cell": config.cell,
+            "activation": config.activation,
+            "layers": config.layers,
+            "hidden": config.hidden,
+            "method": config.method,
+            "noise": config.noise if model.noises else None,
+            "gamma": best["gamma"] if best else [],
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
+            "epochs": progress.epochs,
+            "best_epoch": progress.best_epoch,
+            "valid_ppl": progress.best_valid_ppl,
+            "test_ppl": test_ppl,
+            "status": progress.status,
+            "config": config.to_dict(),
+            "corpus_sha256": corpus.digest,
+            "floor_ppl": corpus.floor,
+            "git": revision,
+            "versions": {
+                "python": platform.python_version(),
+                **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
+                "noisin": noisin.__version__,
+            },
+            "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
+            "started": progress.started,
+            "finished": _now(),
+        }
+    )
 
 
 def _now() -> str:
