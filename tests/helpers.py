@@ -183,6 +183,17 @@ def make_up_record(config, epochs, best_epoch, test_ppl):
     }
 
 
+def without_times(record):
+    """The part of a record that a repetition must reproduce to the last bit."""
+    timed = ("started", "finished", "git", "digest")
+    kept = {key: value for key, value in record.items() if key not in timed}
+    kept["epochs"] = [
+        {key: value for key, value in epoch.items() if key not in ("seconds", "tokens_per_second")}
+        for epoch in record["epochs"]
+    ]
+    return kept
+
+
 def weighted_sum(arrays):
     """A sum in which every element has a weight of its own."""
     total = 0

@@ -128,12 +128,12 @@ class _Run:
             seconds = time.perf_counter() - start
             valid_ppl = self.evaluator.clean(self.corpus.valid)
             if not valid_ppl < math.inf:
-                raise Diverged(f"validation perplexity is {valid_ppl}")
+                raise Diverged(f"validation: the perplexity is {valid_ppl}")
         except Diverged as reason:
-            self.progress.status = "diverged"
+            self.progress.status, self.progress.reason = "diverged", f"epoch {epoch}, {reason}"
             self.report(
-                f"diverged in epoch {epoch}: {reason}; try a smaller --learning-rate, a smaller --clip, "
-                "or another --recurrent-init"
+                f"diverged in {self.progress.reason}; {self._last_good()}; "
+                "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
             )
             return
         entry = {
@@ -168,18 +168,27 @@ class _Run:
             disable=None if self.show_bar else True,
         ) as bar:
             for batch, (inputs, targets) in enumerate(training_batches(tokens, config.batch_size, config.unroll), 1):
+                where = f"batch {batch} (step {self.progress.updates + 1})"
                 try:
                     loss = self.step(inputs, targets)
                 except Diverged as reason:
-                    raise Diverged(f"in batch {batch} {reason}") from None
-                if loss > ceiling:
-                    raise Diverged(f"batch {batch} has a loss of {loss:.4g}; {ceiling:.4g} is the most")
+                    raise Diverged(f"{where}: {reason}") from None
+                if not loss <= ceiling:  # NaN too
+                    raise Diverged(f"{where}: the loss is {loss:.4g}; {ceiling:.4g} is the most")
                 self.progress.updates += 1
                 total += loss
                 bar.set_postfix_str(f"ppl {perplexity(-total, batch * words_a_batch):.1f}", False)
                 bar.update(words_a_batch)
         words = batches * words_a_batch
         return perplexity(-total, words), words
+
+    def _last_good(self) -> str:
+        """Where a run that has diverged was sound, in words."""
+        last, best = len(self.progress.epochs), self.progress.best_epoch
+        if best is None:
+            return "there was no checkpoint yet"
+        weights = self.directory.path / f"best-{best:04d}.params"
+        return f"the last good checkpoint is that of epoch {last}; {weights} keeps the weights of epoch {best}"
 
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
@@ -283,6 +292,7 @@ def make_record(
             "valid_ppl": progress.best_valid_ppl,
             "test_ppl": test_ppl,
             "status": progress.status,
+            "reason": progress.reason,
             "config": config.to_dict(),
             "corpus_sha256": corpus.digest,
             "floor_ppl": corpus.floor,
