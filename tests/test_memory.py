@@ -58,7 +58,7 @@ def test_memory_does_not_grow_from_step_to_step(tmp_path):
 
 
 @pytest.mark.load
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, capsys):
     sizes = resident(tmp_path, 44)  # 10,000 steps after a warm-up of 1,000
     with capsys.disabled():
@@ -115,7 +115,7 @@ def own_text(path, max_vocabulary):
 
 
 @pytest.mark.load
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bounded_memory(tmp_path, capsys):
     path = tmp_path / "text.txt"
     for megabytes in (10, 30, 100):
