@@ -80,7 +80,9 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
             for name, job in work.items()
         }
         for future in as_completed(list(futures)):
-            yield futures[future], _result(future, partial(relay, futures[future]))
+            record = _result(future, partial(relay, futures[future]))
+            future.release()  # else, when the worker that did it dies, Dask has it done again
+            yield futures[future], record
 
 
 def _result(future: Any, say: Callable[[str], None]) -> Optional[Record]:

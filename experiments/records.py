@@ -9,34 +9,46 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence
 import pandas as pd
 
 from experiments.declared import Experiment
-from noisin.checkpoint import read_json, write_json
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import figure2, validation_panels
+from noisin.record import check_record, read_record, write_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def load_records(*folders: Path) -> List[Dict[str, Any]]:
-    """Every record in these folders, by name; none from a folder that is not there."""
-    return [read_json(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    """Every record in these folders, by name; none from a folder that is not there.
+
+    Raises
+    ------
+    UserError
+        If one is damaged or was changed, naming it.
+    """
+    return [read_record(path) for folder in folders for path in sorted(folder.glob("*.json"))]
 
 
 def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[Dict[str, Any]]:
     """The record of the run of this configuration, or None."""
     for record in records:
-        try:
-            # Not the file's name: an option that is new since then has its default in the record's configuration.
-            if config_from_dict(record["config"], "a record") == config:
-                return record
-        except (KeyError, UserError):
-            continue  # written by another version: another run
+        # Not the file's name: an option that is new since then has its default in the record's configuration.
+        if config_from_dict(record["config"]) == config:
+            return record
     return None
 
 
 def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
-    """Put the record of a finished run into `folder`."""
-    write_json(folder / f"{config.name}.json", record)
+    """Put the record of a finished run into `folder`.
+
+    Raises
+    ------
+    UserError
+        If it is not the record of this configuration, or cannot be written.
+    """
+    path = folder / f"{config.name}.json"
+    if check_record(record, str(path)) != config:
+        raise UserError(f"{path} cannot be written: what this run left is the record of another one")
+    write_record(path, record)
 
 
 def records_of(experiment: Experiment, folder: Path = RESULTS) -> List[Dict[str, Any]]:

@@ -15,6 +15,7 @@ from experiments.engines import Engine
 from experiments.records import file_record, find_record, load_records
 from noisin.checkpoint import write_json
 from noisin.config import Config
+from noisin.errors import UserError
 from noisin.process import Job
 
 
@@ -64,14 +65,22 @@ def run_grid(
         with _View(missing) as view, contextlib.closing(engine(jobs, view.relay)) as ended:
             for name, record in ended:
                 view.end(name)
-                if record is None:
+                if record is None or not _filed(results, missing[name], record):
                     failed.append(name)
-                else:
-                    file_record(results, missing[name], record)
     if failed:
         raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(sorted(failed))}")
     done = load_records(results, *elsewhere)
     return [record for record in (find_record(done, config) for config in configs) if record is not None]
+
+
+def _filed(folder: Path, config: Config, record: Dict[str, Any]) -> bool:
+    """File a record; says so, and does not, if it is damaged: the other runs go on."""
+    try:
+        file_record(folder, config, record)
+    except UserError as error:
+        tqdm.write(str(error))
+        return False
+    return True
 
 
 def _job(config: Config, runs: Path, threads: int, device: str) -> Job:

@@ -11,9 +11,9 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, 
 
 from experiments.declared import Case, Experiment
 from experiments.records import RESULTS, belonging
-from noisin.checkpoint import read_json
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
+from noisin.record import read_record
 
 # As the paper's tables call them.
 PAPER_NAMES = {"none": "None", "dropout": "Dropout", "noisin": "NOISIN", "noisin*": "NOISIN*"}
@@ -66,43 +66,18 @@ def load_runs(folder: Path = RESULTS) -> List[Run]:
     Raises
     ------
     UserError
-        If there is none, or one is not a record, naming it.
+        If there is none, or one is damaged or was changed, naming it.
     """
     runs: List[Run] = []
     taken: Set[str] = set()
     for path in sorted(folder.glob("*/*.json")):
-        record = read_json(path)
-        _check(record, path)
+        record = read_record(path)
         file = path.relative_to(folder).as_posix()
         anchor = _unused("run-" + re.sub(r"[^A-Za-z0-9]+", "-", file[: -len(".json")]).strip("-"), taken)
-        runs.append(Run(record, config_from_dict(record["config"], str(path)), file, anchor))
+        runs.append(Run(record, config_from_dict(record["config"]), file, anchor))
     if not runs:
         raise UserError(f"{folder} holds no records: `make ptb` makes some")
     return runs
-
-
-def _check(record: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError unless the parts of the record that are computed with are there, and are numbers."""
-    try:
-        if not isinstance(record["config"], dict) or not isinstance(record["status"], str):
-            raise TypeError("'config' is no object or 'status' no text")
-        numbers = [
-            *record["gamma"],
-            *(record[name] for name in ("best_epoch", "valid_ppl") if record[name] is not None),
-        ]
-        if record["test_ppl"] is not None:
-            numbers += [record["test_ppl"][estimator] for estimator in ESTIMATORS]
-        for epoch in record["epochs"]:
-            numbers += [epoch[name] for name in ("epoch", "train_ppl", "valid_ppl", "seconds", "tokens_per_second")]
-            numbers += epoch["gamma"]
-        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-            raise TypeError("what should be a number is none")
-        if record["best_epoch"] is not None and not 1 <= record["best_epoch"] <= len(record["epochs"]):
-            raise TypeError("it has no such epoch as its best one")
-    except KeyError as error:
-        raise UserError(f"{path} is not a record of a run: it has no {error}") from None
-    except TypeError as error:
-        raise UserError(f"{path} is not a record of a run: {error}") from None
 
 
 def _unused(name: str, taken: Set[str]) -> str:

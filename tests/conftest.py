@@ -6,7 +6,7 @@ import os
 import random
 import zlib
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, List
 
 import numpy as np
 import pytest
@@ -26,6 +26,14 @@ settings.load_profile("noisin")
 def _seed(item: pytest.Item) -> int:
     """Return the number a test is seeded with: NOISIN_TEST_SEED, or one that depends on its name alone."""
     return int(os.environ.get("NOISIN_TEST_SEED") or zlib.crc32(item.nodeid.encode()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+    """Leave out the tests of load, and say so, unless `-m` names them."""
+    if "load" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("load"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes or much memory: -m load runs it"))
 
 
 @pytest.fixture(autouse=True)

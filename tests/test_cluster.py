@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
 import pytest
+from helpers import without_times
+
+from experiments.engines import on_dask, on_this_machine
+from experiments.runner import run_grid
+from noisin.config import METHODS, Config, config_from_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 DASK = Path(sysconfig.get_path("scripts")) / "dask"
@@ -72,15 +80,8 @@ def listening(process):
 
 def results(folder):
     """Every record in the folder, without what time and place leave in it."""
-    found = {}
-    for path in folder.glob("runs/demo/records/*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("started", "finished"):
-            del record[name]
-        for epoch in record["epochs"]:
-            del epoch["seconds"], epoch["tokens_per_second"]
-        found[path.name] = record
-    return found
+    paths = folder.glob("runs/demo/records/*.json")
+    return {path.name: without_times(json.loads(path.read_text(encoding="utf-8"))) for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def undisturbed(tmp_path_factory, cache):
 
 
 class Cluster:
-    """A scheduler and two workers, processes of their own."""
+    """A scheduler and two workers, processes of their own; a worker that is killed is replaced."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -102,8 +103,18 @@ class Cluster:
         self.scheduler = start(command, folder, "scheduler")
         wait_for(file.exists)
         self.address = json.loads(file.read_text())["address"]
+        self.started = 0
+        self.workers = [self._start_worker() for _ in range(2)]
+
+    def _start_worker(self):
+        self.started += 1
         command = [DASK, "worker", self.address, *LOOPBACK, "--nthreads", "1", "--no-nanny"]
-        self.workers = [start(command, folder, f"worker{n}") for n in (1, 2)]
+        return start(command, self.folder, f"worker{self.started}")
+
+    def kill_a_worker(self, index):
+        self.workers[index].kill()
+        self.workers[index].wait()
+        self.workers[index] = self._start_worker()
 
     def ready(self):
         wait_for(lambda: (self.folder / "scheduler").read_text().count("Starting worker compute stream") == 2)
@@ -164,6 +175,65 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
     assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2
     assert len(re.findall(r"^ noisin\* 1  finished: ", output.read_text(), re.MULTILINE)) == 1
     assert results(tmp_path) == undisturbed
+
+
+# Hardly any training: what is left is what starting, filing and dying cost.
+SMALLEST = {"hidden": 4, "batch_size": 200, "unroll": 20, "eval_batch_size": 100, "eval_samples": 1, "gamma": [0.3]}
+
+
+def kill_now_and_then(cluster, records, every, done, kills):
+    """Kill a worker at a random moment after each `every` records, until `done` is set; note what ran on it."""
+    while not done.wait(random.uniform(0, 1)):
+        if len(list(records.glob("*.json"))) // every > len(kills):
+            index = random.randrange(len(cluster.workers))
+            kills.append(sorted(trainings(cluster.workers[index])))
+            cluster.kill_a_worker(index)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("runs", [16, pytest.param(500, marks=pytest.mark.load)])
+def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cluster, tmp_path, capsys, runs):
+    configs = [Config(method=METHODS[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
+    kills, done, begun = [], threading.Event(), time.monotonic()
+    killer = threading.Thread(target=kill_now_and_then, args=(cluster, tmp_path / "records", 5, done, kills))
+    killer.start()
+    try:
+        records = run_grid(configs, tmp_path / "runs", tmp_path / "records", on_dask(cluster.address))
+    finally:
+        done.set()
+        killer.join()
+    output = capsys.readouterr().out
+    hit = [name for names in kills for name in names]
+    with capsys.disabled():
+        print(
+            f"\n{runs} runs in {time.monotonic() - begun:.0f} s; {len(kills)} workers killed, {len(hit)} of them while "
+            f"they had one of {len(set(hit))} runs; {output.count('going on after epoch')} went on after an epoch"
+        )
+    assert len(kills) >= runs // 5 - 1
+    assert [config_from_dict(record["config"]) for record in records] == configs
+    assert sorted(path.stem for path in (tmp_path / "records").iterdir()) == sorted(config.name for config in configs)
+    # No run was trained to its end twice, and none that was killed has other numbers than one that was left alone.
+    ended = re.findall(r"^ *(\S+ \d+)  finished: ", output, re.MULTILINE)
+    assert len(ended) == len(set(ended)) > runs / 2
+    # What is in its record is not asked for again, but where a worker died before it could say that the run had ended.
+    assert output.count("  already finished: ") <= len(kills)
+    again = [config for config in configs if config.name in hit][:10]
+    undisturbed = run_grid(again, tmp_path / "alone" / "runs", tmp_path / "alone" / "records", on_this_machine(2))
+    for config, alone in zip(again, undisturbed):
+        (recorded,) = (record for record in records if record["config"] == config.to_dict())
+        assert without_times(alone) == without_times(recorded)
+
+
+def test_no_worker_keeps_a_run_that_has_ended(monkeypatch):
+    """Else Dask would have it done again when that worker dies."""
+    from distributed import default_client
+
+    monkeypatch.setattr("experiments.engines.run_on_worker", lambda job, topic: {"job": job})
+    with contextlib.closing(on_dask("local")({"a": 1, "b": 2, "c": 3}, print)) as ended:
+        first = [next(ended) for _ in range(2)]
+        workers = default_client().cluster.scheduler.workers.values()
+        wait_for(lambda: sum(len(worker.has_what) for worker in workers) <= 1, seconds=20)  # the third's, at the most
+        assert dict([*first, *ended]) == {"a": {"job": 1}, "b": {"job": 2}, "c": {"job": 3}}
 
 
 def test_no_scheduler_at_the_address_is_one_line(tmp_path):

@@ -196,6 +196,12 @@ def test_missing_split(alone: Path) -> None:
     assert "test.txt" in message and "missing" in message
 
 
+@pytest.mark.parametrize("line", [1, 2, 777, 40_000])
+def test_invalid_utf8_is_found_in_its_line_however_far_into_the_file(alone: Path, line: int) -> None:
+    (alone / "mine.txt").write_bytes(b"some words\n" * (line - 1) + b"bad \xff word\n" + b"some words\n" * 30_000)
+    assert f"line {line} is not valid UTF-8" in fails("mine.txt")
+
+
 def test_directory_instead_of_a_file(alone: Path) -> None:
     folder = write_folder(alone / "mine")
     (folder / "test.txt").unlink()

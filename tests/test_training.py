@@ -15,12 +15,15 @@ import time
 import mxnet as mx
 import numpy as np
 import pytest
+from helpers import without_times
 
 from noisin import synthetic, training
 from noisin.checkpoint import RunDirectory, read_json
 from noisin.config import METHODS, Config
 from noisin.data import load_corpus
 from noisin.errors import UserError
+from noisin.record import read_record
+from noisin.step import ClippingTrainer
 from noisin.training import initial_model, learning_rate, make_evaluator, train
 
 SMALL = {"hidden": 12, "batch_size": 8, "unroll": 10, "epochs": 4, "eval_samples": 3, "gamma": [0.3]}
@@ -35,17 +38,6 @@ def corpus():
 
 def run(config, directory, corpus):
     return train(config, directory, corpus, report=lambda line: None, progress=False)
-
-
-def without_times(record):
-    """The part of a record that a repetition must reproduce to the last bit."""
-    timed = ("started", "finished", "git")
-    kept = {key: value for key, value in record.items() if key not in timed}
-    kept["epochs"] = [
-        {key: value for key, value in epoch.items() if key not in ("seconds", "tokens_per_second")}
-        for epoch in record["epochs"]
-    ]
-    return kept
 
 
 class Killed(Exception):
@@ -78,6 +70,33 @@ def test_an_interrupted_run_ends_with_the_same_record_and_weights(tmp_path, corp
 def test_another_seed_gives_another_run(tmp_path, corpus):
     records = [run(Config(seed=seed, **SMALL), tmp_path / str(seed), corpus) for seed in (1, 2)]
     assert records[0]["valid_ppl"] != records[1]["valid_ppl"]
+
+
+def record_by_command(directory, threads, *options):
+    """The record of a short `noisin train` of one process on so many threads."""
+    command = [sys.executable, "-m", "noisin", "train", "--run-dir", str(directory), "--quiet", "--epochs", "1"]
+    command += ["--method", "noisin*", "--gamma", "0.3", "--hidden", "64", "--batch-size", "40", "--unroll", "20"]
+    # Passive: on a machine with other work, threads that wait by spinning are a hundred times slower.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+    subprocess.run([*command, "--eval-samples", "2", *options], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return read_record(directory / "record.json")
+
+
+def perplexities(record):
+    test = record["test_ppl"]
+    return [*(epoch[name] for epoch in record["epochs"] for name in ("train_ppl", "valid_ppl")), *test.values()]
+
+
+def test_one_seed_gives_one_record_and_another_number_of_threads_changes_no_more_than_rounding(tmp_path):
+    one, again = (record_by_command(tmp_path / name, 1) for name in ("one", "again"))
+    assert without_times(one) == without_times(again)
+    two = record_by_command(tmp_path / "two", 2)
+    assert two["hardware"]["threads"] == 2
+    # Threads sum in another order, which float32 rounds at 6e-8 of the sum, in each of some 50 steps. Another seed,
+    # so other noise and weights, moves these numbers by at least 4e-3: what 1e-4 lets pass is nothing but rounding.
+    assert perplexities(two) == pytest.approx(perplexities(one), rel=1e-4)
+    other = record_by_command(tmp_path / "other", 1, "--seed", "2")
+    assert perplexities(other) != pytest.approx(perplexities(one), rel=1e-3)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, corpus, monkeypatch):
@@ -166,7 +185,9 @@ def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     lines = []
     record = train(config, tmp_path, corpus, report=lines.append, progress=False)
     assert record["status"] == "diverged" and record["test_ppl"] is None and record["valid_ppl"] is None
-    assert any("diverged in epoch 1" in line and "--learning-rate" in line for line in lines)
+    (said,) = (line for line in lines if line.startswith("diverged in"))
+    assert re.match(r"diverged in epoch 1, batch \d+ \(step \d+\): .*; there was no checkpoint yet; ", said)
+    assert "--learning-rate" in said and said[len("diverged in ") :].startswith(record["reason"] + "; ")
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
 
@@ -190,6 +211,36 @@ def test_a_run_may_explode_for_a_while(tmp_path, corpus, monkeypatch, in_a_row, 
         expected = math.exp((sum(calm) + 5 * ceiling) / len(batches))
         assert record["epochs"][0]["train_ppl"] == pytest.approx(expected, rel=1e-6)
         assert any(line.startswith(f"5 of the {len(batches)} batches of epoch 1 exploded") for line in lines)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_run_at_that_step(tmp_path, corpus, monkeypatch, poison):
+    """In the second epoch: what was learned before is kept, tested and named; nothing is learned from the poison."""
+    config = Config(**SMALL)
+    steps = []
+    step = ClippingTrainer.step
+
+    def poisoned(self, batch_size):
+        steps.append(batch_size)
+        if len(steps) == 40:  # 37 batches are an epoch
+            self._params[0].list_grad()[0].reshape(-1)[0] = poison
+        step(self, batch_size)
+
+    monkeypatch.setattr(ClippingTrainer, "step", poisoned)
+    lines = []
+    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    assert len(steps) == 40
+    assert record["status"] == "diverged" and len(record["epochs"]) == record["best_epoch"] == 1
+    assert record["reason"] == f"epoch 2, batch 3 (step 40): the gradient's norm is {poison}"
+    weights = tmp_path / "best-0001.params"
+    assert (
+        f"diverged in {record['reason']}; the last good checkpoint is that of epoch 1; {weights} keeps the weights of "
+        "epoch 1; try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
+    ) in lines
+    assert all(np.isfinite(values.asnumpy()).all() for values in mx.nd.load(str(weights)).values())
+    monkeypatch.undo()
+    alone = run(dataclasses.replace(config, epochs=1), tmp_path / "alone", corpus)
+    assert record["test_ppl"] == alone["test_ppl"] and read_record(tmp_path / "record.json") == record
 
 
 def test_options_that_do_not_act_do_not_tell_runs_apart():

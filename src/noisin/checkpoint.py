@@ -47,6 +47,7 @@ class Progress:
     updates: int = 0
     started: str = ""
     status: str = "running"
+    reason: Optional[str] = None  # why it diverged, if it did
 
 
 class RunDirectory:

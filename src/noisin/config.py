@@ -233,7 +233,7 @@ def config_from_dict(values: Any, source: str = "the configuration") -> Config:
     known = {entry.name for entry in dataclasses.fields(Config)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"{source} has the unknown option '{unknown[0]}'")
+        raise UserError(f"{source} has the unknown option {unknown[0]!r}")
     try:
         return Config(**values)
     except UserError as error:

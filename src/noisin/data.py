@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
+from array import array
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, DefaultDict, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -157,37 +158,51 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def _encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[gluonnlp.Vocab, Dict[str, np.ndarray]]:
-    """Count the training split's tokens and turn every split into ids."""
-    from gluonnlp.data import count_tokens
+    """Turn every split into ids, those of a vocabulary that the training split's counts make.
 
-    lines = {part: _read_lines(path) for part, path in files.items()}
-    if "text" in lines:
-        text = lines["text"]
-        cuts = [0, len(text) * 8 // 10, len(text) * 9 // 10, len(text)]
-        lines = {split: text[cuts[i] : cuts[i + 1]] for i, split in enumerate(SPLITS)}
-    for split in SPLITS:
-        # A line is never shorter than its <eos>.
-        if sum(map(len, lines[split])) == len(lines[split]):
+    One pass over the text numbers its words as they first appear: four bytes a token, where words as Python strings, as
+    gluonnlp's CorpusDataset keeps them, take fifty and more.
+    """
+    numbers: DefaultDict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    texts = {part: _number_words(path, numbers) for part, path in files.items()}
+    if "text" in texts:
+        words, ends = texts["text"]
+        cuts = [len(ends) * tenths // 10 for tenths in (0, 8, 9, 10)]
+        bounds = [0, *(int(ends[cut - 1]) if cut else 0 for cut in cuts[1:])]
+        texts = {s: (words[bounds[i] : bounds[i + 1]], ends[cuts[i] : cuts[i + 1]]) for i, s in enumerate(SPLITS)}
+    for split, (words, ends) in texts.items():
+        if len(words) == len(ends):  # a line is never shorter than its <eos>
             path = files.get(split) or files["text"]
             raise UserError(
                 f"{path}: the {split} split is empty, at least one word expected; "
                 + ("fill the file" if split in files else "ten lines or more are needed to split a file 80/10/10")
             )
-    tokens = {split: list(itertools.chain.from_iterable(lines[split])) for split in SPLITS}
-    vocabulary = _vocabulary(count_tokens(tokens["train"]), max_vocabulary)
-    return vocabulary, {split: np.array(vocabulary[tokens[split]], dtype=np.int32) for split in SPLITS}
+    counts = np.bincount(texts["train"][0], minlength=len(numbers))
+    vocabulary = _vocabulary({word: count for word, count in zip(numbers, counts.tolist()) if count}, max_vocabulary)
+    ids = np.fromiter(map(vocabulary.token_to_idx.__getitem__, numbers), dtype=np.int32, count=len(numbers))
+    return vocabulary, {split: ids[texts[split][0]] for split in SPLITS}
 
 
-def _read_lines(path: Path) -> List[List[str]]:
-    """Return the words of each line, with the end-of-line token; empty lines count, as in Table 1."""
-    from gluonnlp.data import CorpusDataset
+def _number_words(path: Path, numbers: DefaultDict[str, int]) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the number of each word, <eos> after every line, and for each line how many there are up to its end.
 
+    Empty lines count, as in Table 1.
+    """
+    words, ends, read = array("i"), array("q"), 0
     try:
         # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
-        return list(CorpusDataset(str(path.absolute()), encoding="utf-8-sig", skip_empty=False, eos=END))
+        with open(path, encoding="utf-8-sig") as file:
+            for text in file:
+                read += 1
+                for line in text.splitlines():  # at the other ends of lines that Unicode has, too
+                    words.extend(map(numbers.__getitem__, line.split()))
+                    words.append(numbers[END])
+                    ends.append(len(words))
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line} is not valid UTF-8; expected UTF-8 text; convert it first") from None
+        read += 1 + error.object[: error.start].count(b"\n")  # the object is what comes after these lines
+        raise UserError(f"{path}: line {read} is not valid UTF-8; expected UTF-8 text; convert it first") from None
+    return np.frombuffer(words, dtype=np.int32), np.frombuffer(ends, dtype=np.int64)
 
 
 def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gluonnlp.Vocab:
@@ -240,10 +255,11 @@ def _are_ids(ids: np.ndarray, types: Sequence[str]) -> bool:
 
 def _write_cache(path: Path, types: Sequence[str], splits: Mapping[str, np.ndarray]) -> None:
     header = json.dumps({"key": path.stem, "types": list(types)}, ensure_ascii=False).encode("utf-8")
+    # In memory first: on a full disk zipfile fails a second time when it is closed, where nobody can catch it.
     buffer = io.BytesIO()
     np.savez(buffer, vocabulary=np.frombuffer(header, dtype=np.uint8), **splits)
     try:
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, buffer.getbuffer())
         for torn in path.parent.glob(f".{path.name}.*.tmp"):
             torn.unlink()  # of a process that was killed here; one that is still at it can do without
     except OSError:

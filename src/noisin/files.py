@@ -11,7 +11,7 @@ import stat
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Tuple
+from typing import IO, Any, Callable, Dict, List, Tuple, Union
 
 from noisin.errors import UserError
 
@@ -51,7 +51,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             aside.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: Union[bytes, memoryview]) -> None:
     """Write these bytes as `write_whole` does."""
     write_whole(path, lambda aside: aside.write_bytes(content))
 

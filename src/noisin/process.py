@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import signal
@@ -13,6 +12,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional
+
+from noisin.errors import UserError
+from noisin.files import read_json
 
 # Set for a process that `run` starts: the process that it must not outlive.
 PARENT = "NOISIN_PARENT"
@@ -92,7 +94,13 @@ def run(
         process.kill()  # does nothing to one that has ended
         process.wait()
     relay.join()
-    return None if status else json.loads((directory / "record.json").read_text(encoding="utf-8"))
+    if status:
+        return None
+    try:
+        return read_json(directory / "record.json")  # whoever gets it checks it
+    except UserError as error:
+        (say or print)(f"given up: {error}")
+        return None
 
 
 def _relay(process: subprocess.Popen, say: Optional[Callable[[str], None]], unwanted: Callable[[], bool]) -> None:

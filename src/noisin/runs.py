@@ -7,8 +7,9 @@ from typing import Any, Dict
 
 import pandas as pd
 
-from noisin.checkpoint import RunDirectory, read_json
+from noisin.checkpoint import RunDirectory
 from noisin.errors import UserError, printable
+from noisin.record import read_record
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
@@ -39,7 +40,7 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
             row["valid"] = f"{progress.best_valid_ppl:.2f}"
             row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in progress.epochs[-1]["gamma"]) or "-"
         if directory.record_path.exists():
-            test = read_json(directory.record_path)["test_ppl"] or {}
+            test = read_record(directory.record_path)["test_ppl"] or {}
             row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if name in test})
         return row
     except (UserError, OSError, KeyError, TypeError, ValueError):  # one bad run must not hide the others
@@ -48,7 +49,7 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
 
 def _status(directory: RunDirectory, progress: Any) -> str:
     if directory.record_path.exists():
-        return read_json(directory.record_path)["status"]
+        return read_record(directory.record_path)["status"]
     if directory.in_use:
         return "running"
     return "interrupted" if progress and progress.epochs else "not one epoch yet"

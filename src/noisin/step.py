@@ -52,9 +52,8 @@ class ClippingTrainer(gluon.Trainer):
 
     def _global_norm(self) -> float:
         flat = [p.list_grad()[0].reshape(-1) for p in self._params if p.grad_req != "null"]
-        return math.sqrt(
-            sum(float(square.asscalar()) for square in [mx.nd.dot(gradient, gradient) for gradient in flat])
-        )
+        squares = mx.nd.concat(*[mx.nd.dot(gradient, gradient) for gradient in flat], dim=0)
+        return math.sqrt(sum(map(float, squares.asnumpy())))  # one look at the device, whatever the parameters
 
 
 class TrainingStep:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import noisin
 from noisin._environment import threads
-from noisin.checkpoint import Progress, RunDirectory, read_json, write_json
+from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.errors import UserError
@@ -26,6 +26,7 @@ from noisin.events import Events
 from noisin.files import MEMORY
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
+from noisin.record import read_record, seal, write_record
 from noisin.step import Diverged, TrainingStep
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
@@ -77,7 +78,9 @@ def train(
         directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
         report(f"run {directory.path}")
         if directory.record_path.exists():
-            record = read_json(directory.record_path)
+            record = read_record(directory.record_path)
+            if record["config"] != config.to_dict():
+                raise UserError(f"{directory.record_path} is another run's record: delete it, and this one goes on")
             directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
             report(f"already {_summary_line(record)}")
             return record
@@ -129,12 +132,12 @@ class _Run:
             seconds = time.perf_counter() - start
             valid_ppl = self.evaluator.clean(self.corpus.valid)
             if not valid_ppl < math.inf:
-                raise Diverged(f"validation perplexity is {valid_ppl}")
+                raise Diverged(f"validation: the perplexity is {valid_ppl}")
         except Diverged as reason:
-            self.progress.status = "diverged"
+            self.progress.status, self.progress.reason = "diverged", f"epoch {epoch}, {reason}"
             self.report(
-                f"diverged in epoch {epoch}: {reason}; try a smaller --learning-rate, a smaller --clip, "
-                "or another --recurrent-init"
+                f"diverged in {self.progress.reason}; {self._last_good()}; "
+                "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
             )
             return
         entry = {
@@ -172,14 +175,15 @@ class _Run:
             disable=None if self.show_bar else True,
         ) as bar:
             for batch, (inputs, targets) in enumerate(training_batches(tokens, config.batch_size, config.unroll), 1):
+                where = f"batch {batch} (step {self.progress.updates + 1})"
                 try:
                     loss = self.step(inputs, targets)
                 except Diverged as reason:
-                    raise Diverged(f"in batch {batch} {reason}") from None
+                    raise Diverged(f"{where}: {reason}") from None
                 in_a_row = in_a_row + 1 if loss > ceiling else 0
                 exploded += loss > ceiling
                 if in_a_row > LONGEST_EXPLOSION:
-                    raise Diverged(f"{in_a_row} batches in a row, up to {batch}, have a loss above {ceiling:.4g}")
+                    raise Diverged(f"{where}: {in_a_row} batches in a row have a loss above {ceiling:.4g}")
                 self.progress.updates += 1
                 total += min(loss, ceiling)
                 bar.set_postfix_str(f"ppl {perplexity(-total, batch * words_a_batch):.1f}", False)
@@ -191,6 +195,14 @@ class _Run:
             )
         words = batches * words_a_batch
         return perplexity(-total, words), words
+
+    def _last_good(self) -> str:
+        """Where a run that has diverged was sound, in words."""
+        last, best = len(self.progress.epochs), self.progress.best_epoch
+        if best is None:
+            return "there was no checkpoint yet"
+        weights = self.directory.path / f"best-{best:04d}.params"
+        return f"the last good checkpoint is that of epoch {last}; {weights} keeps the weights of epoch {best}"
 
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
@@ -209,7 +221,7 @@ class _Run:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
-        write_json(self.directory.record_path, record)
+        write_record(self.directory.record_path, record)
         self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
         return record
@@ -293,39 +305,42 @@ def make_record(
     device: mx.Context,
     revision: Optional[str],
 ) -> Dict[str, Any]:
-    """The record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
+    """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
     parameters = model.collect_params().values()
-    return {
-        "corpus": corpus.name,
-        "cell": config.cell,
-        "activation": config.activation,
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "method": config.method,
-        "noise": config.noise if model.noises else None,
-        "gamma": best["gamma"] if best else [],
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
-        "epochs": progress.epochs,
-        "best_epoch": progress.best_epoch,
-        "valid_ppl": progress.best_valid_ppl,
-        "test_ppl": test_ppl,
-        "status": progress.status,
-        "config": config.to_dict(),
-        "corpus_sha256": corpus.digest,
-        "floor_ppl": corpus.floor,
-        "git": revision,
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
-            "noisin": noisin.__version__,
-        },
-        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
-        "started": progress.started,
-        "finished": _now(),
-    }
+    return seal(
+        {
+            "corpus": corpus.name,
+            "cell": config.cell,
+            "activation": config.activation,
+            "layers": config.layers,
+            "hidden": config.hidden,
+            "method": config.method,
+            "noise": config.noise if model.noises else None,
+            "gamma": best["gamma"] if best else [],
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
+            "epochs": progress.epochs,
+            "best_epoch": progress.best_epoch,
+            "valid_ppl": progress.best_valid_ppl,
+            "test_ppl": test_ppl,
+            "status": progress.status,
+            "reason": progress.reason,
+            "config": config.to_dict(),
+            "corpus_sha256": corpus.digest,
+            "floor_ppl": corpus.floor,
+            "git": revision,
+            "versions": {
+                "python": platform.python_version(),
+                **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
+                "noisin": noisin.__version__,
+            },
+            "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
+            "started": progress.started,
+            "finished": _now(),
+        }
+    )
 
 
 def _now() -> str:

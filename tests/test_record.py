@@ -1,0 +1,253 @@
+"""Records: what was changed by hand, is of another type, or contradicts itself is one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+from helpers import make_up_record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.declared import DEMO
+from experiments.records import file_record, load_records
+from experiments.runner import RunsFailed, run_grid
+from noisin.cli import main
+from noisin.config import Config
+from noisin.errors import UserError
+from noisin.record import SCHEMA, read_record, seal, write_record
+
+CONFIG = Config(corpus="ptb", method="noisin", layers=2, epochs=3)
+GAMMA = [0.1 + 0.2, 1e-7]  # floats that not every way of writing them brings back
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def record_of(config=CONFIG, **changes):
+    """A record of three epochs, not sealed yet."""
+    gamma = GAMMA if "noisin" in config.method else []
+    rates = {"seconds": 2.5, "tokens_per_second": 9.5, "gamma": gamma}
+    epochs = [{"epoch": n, "train_ppl": 90.0 / n, "valid_ppl": 50.0 + (n - 2) ** 2, **rates} for n in (1, 2, 3)]
+    test_ppl = {"clean": 51.25, "bound": 53.5, "averaged": 52.125, "samples": 10}
+    return {**make_up_record(config, epochs, 2, test_ppl), "status": "finished", **changes}
+
+
+def refusal(path):
+    """The line that a record is refused with."""
+    with pytest.raises(UserError) as error:
+        read_record(path)
+    line = str(error.value)
+    assert str(path) in line and "\n" not in line and len(line) < 600
+    return line
+
+
+def test_a_sealed_record_comes_back_and_the_seal_says_nothing_of_the_order_or_layout(tmp_path):
+    record = seal(record_of())
+    write_record(tmp_path / "a.json", record)
+    assert read_record(tmp_path / "a.json") == record
+    turned = json.dumps(dict(reversed(list(record.items()))), indent=7)
+    (tmp_path / "b.json").write_text(turned)
+    assert read_record(tmp_path / "b.json") == record
+    assert re.fullmatch(r"[0-9a-f]{64}", record["digest"]) and seal(record) == record
+
+
+def test_a_record_that_is_not_sound_is_not_written(tmp_path):
+    for record in (record_of(), {**seal(record_of()), "valid_ppl": 49.0}, seal(record_of(valid_ppl=49.0))):
+        with pytest.raises(UserError, match=r"bad\.json"):
+            write_record(tmp_path / "bad.json", record)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"averaged": 52.125', '"averaged": 51.125'),  # the numbers of the tables
+        ('"clean": 51.25', '"clean": 51.250000000000007'),  # by the last bit
+        ('"valid_ppl": 50.0', '"valid_ppl": 49.0'),  # all of them, so that nothing contradicts
+        ('"train_ppl": 30.0', '"train_ppl": 31.0'),
+        ('"seconds": 2.5', '"seconds": 1.5'),
+        ('"git": "0123abc"', '"git": "abc0123"'),
+        ('"learning_rate": 0.001', '"learning_rate": 0.002'),
+        ('"epochs": 3', '"epochs": 3, "remark": ""'),
+    ],
+)
+def test_a_record_that_was_edited_is_refused(tmp_path, old, new):
+    path = tmp_path / "run.json"
+    write_record(path, seal(record_of()))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert "was changed after it was written" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"test_ppl": {"clean": 51.0, "bound": 53.5, "samples": 10}}, "test_ppl has no 'averaged'"),
+        ({"test_ppl": {"clean": -1.0, "bound": 2.0, "averaged": 1.0, "samples": 1}}, "test_ppl clean is -1.0, not a"),
+        ({"test_ppl": {"clean": 1.0, "bound": 2.0, "averaged": 3.0, "samples": 1}}, "averaged .* above its bound"),
+        ({"test_ppl": None}, "test_ppl is None, not an object"),
+        ({"parameters": True}, "parameters is True, not a whole number above 0"),
+        ({"floor_ppl": 10**400}, "a number of 401 digits"),
+        ({"status": "running"}, "status is 'running', not one of finished, early-stopped, diverged"),
+        ({"status": ["finished"]}, "status is"),
+        ({"epochs": {}}, "epochs is {}, not a list"),
+        ({"epochs": [3]}, "epochs 1 is 3, not an object"),
+        ({"epochs": []}, "finished after 0 epochs of 3"),
+        ({"epochs": [], "status": "early-stopped"}, "without any epoch"),
+        ({"epochs": record_of()["epochs"][1:]}, "not numbered 1, 2"),
+        ({"epochs": record_of()["epochs"][:2]}, "finished after 2 epochs of 3"),
+        ({"best_epoch": 3}, "best_epoch is 3, but its best epoch makes it 2"),
+        ({"best_epoch": 4}, "best_epoch is 4"),
+        ({"valid_ppl": 49.0}, "valid_ppl is 49.0, but its best epoch makes it 50.0"),
+        ({"valid_ppl": None}, "valid_ppl is None, but"),
+        ({"gamma": [0.3]}, r"gamma is \[0.3\], but"),
+        ({"gamma": "0.3"}, "gamma is '0.3', not a list"),
+        ({"method": "none"}, "method is 'none', but 'noisin' in its configuration"),
+        ({"seed": True}, "seed is True, but 1 in"),
+        ({"hidden": 2.0}, "hidden is 2.0, but 256 in"),
+        ({"noise": None}, "noise is None, but 'gaussian' in"),
+        ({"corpus": "wikitext-2"}, "corpus is 'wikitext-2', but 'ptb' in"),
+        ({"corpus": "mine"}, "corpus is 'mine', but 'ptb' in"),
+        ({"config": {**CONFIG.to_dict(), "hidden": "many"}}, "in its configuration, hidden is 'many'"),
+        ({"config": {**CONFIG.to_dict(), "unheard_of": 1}}, "unknown option 'unheard_of'"),
+        ({"config": {**CONFIG.to_dict(), "method": "none"}}, "method is 'noisin', but 'none' in"),
+        ({"config": {**CONFIG.to_dict(), "epochs": 2}}, "3 epochs of 2"),
+        ({"hardware": {"cpu": "x", "threads": 0, "device": "cpu(0)"}}, "hardware threads is 0"),
+        ({"versions": {"mxnet": 1.9}}, "versions is {'mxnet': 1.9}, not names with texts"),
+        ({"started": "yesterday"}, "started is 'yesterday', not a time"),
+        ({"corpus_sha256": "0"}, "corpus_sha256 is '0'"),
+    ],
+)
+def test_what_no_run_writes_is_refused_even_if_it_is_sealed(tmp_path, changes, says):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(seal({**record_of(), **changes})))
+    assert re.search(says, refusal(path))
+
+
+@pytest.mark.parametrize("name", [*SCHEMA, "cell", "hidden", "noise", "digest"])
+def test_no_field_may_be_missing(tmp_path, name):
+    record = record_of()
+    record.pop(name, None)
+    (tmp_path / "run.json").write_text(json.dumps(record if name == "digest" else seal(record)))
+    assert re.search(f"no '{name}'|{name} is 'missing'", refusal(tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"valid_ppl": NaN}', "NaN is no number"),
+        ('{"valid_ppl": -Infinity}', "-Infinity is no number"),
+        ('{"valid_ppl": 1, "valid_ppl": 2}', "a name is there twice"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 950 + "1" + "}" * 950, "no 'digest'|not JSON"),
+        ('{"valid_ppl": "\\ud800"}', "no 'digest'|not JSON"),
+        ('{"valid_ppl": 1e999, "digest": "0"}', "was changed|not JSON"),
+        ("\xff", "not JSON|no 'digest'"),
+    ],
+)
+def test_what_is_no_json_object_is_one_line(tmp_path, text, says):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    assert re.search(says, refusal(tmp_path / "run.json"))
+
+
+@given(name=st.sampled_from(sorted(record_of())), value=JSON, within=st.booleans())
+def test_any_other_value_of_a_field_is_accepted_or_refused_in_one_line(tmp_path_factory, name, value, within):
+    record = record_of()
+    if within and isinstance(record[name], dict):
+        record[name][sorted(record[name])[0]] = value
+    elif within and name == "epochs":
+        record["epochs"][1]["valid_ppl"] = value
+    else:
+        record[name] = value
+    path = tmp_path_factory.mktemp("any") / "run.json"
+    try:
+        path.write_text(json.dumps(seal(record)))
+    except ValueError:  # NaN cannot even be sealed
+        path.write_text(json.dumps({**record, "digest": "0" * 64}))
+    try:
+        accepted = read_record(path)
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).isprintable()
+    else:
+        assert all(math.isfinite(entry["valid_ppl"]) for entry in accepted["epochs"])
+
+
+def test_a_run_that_diverged_at_once_has_a_record_without_numbers(tmp_path):
+    nothing = {"epochs": [], "best_epoch": None, "valid_ppl": None, "test_ppl": None, "gamma": []}
+    write_record(tmp_path / "run.json", seal(record_of(**nothing, status="diverged")))
+    assert read_record(tmp_path / "run.json")["status"] == "diverged"
+    for changes in ({"status": "finished"}, {"valid_ppl": 3.0}, {"gamma": [0.1, 0.1]}):
+        path = tmp_path / "bad.json"
+        path.write_text(json.dumps(seal(record_of(**{**nothing, "status": "diverged", **changes}))))
+        assert refusal(path)
+
+
+# ---- wherever records are read -------------------------------------------------------------------------------------
+
+
+def edit(path):
+    """Improve a perplexity."""
+    text = path.read_text()
+    assert '"averaged": ' in text
+    path.write_text(re.sub(r'"averaged": \d', '"averaged": 1', text))
+
+
+def test_the_report_the_tables_and_the_grid_refuse_an_edited_record(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "runs" / "demo" / "records"
+    (config,) = DEMO.configs(["none"], epochs=3)
+    file_record(folder, config, seal(record_of(config)))
+    edit(folder / f"{config.name}.json")
+    with pytest.raises(UserError, match="was changed"):
+        load_records(folder)
+    from experiments.__main__ import main as compare
+
+    monkeypatch.chdir(tmp_path)
+    assert compare(["demo", "--epochs", "3", "--methods", "none"]) == 2
+    error = capsys.readouterr().err
+    assert f"{config.name}.json" in error and "was changed" in error and error.count("\n") == 1
+
+
+QUICK = ("--hidden", "4", "--batch-size", "100", "--eval-samples", "1", "--epochs", "1", "--quiet")
+
+
+def test_a_finished_run_whose_record_was_edited_is_refused_and_listed_as_damaged(tmp_path, capsys):
+    arguments = ["train", "--run-dir", str(tmp_path / "run"), *QUICK]
+    assert main(arguments) == 0
+    edit(tmp_path / "run" / "record.json")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"noisin: error: {tmp_path / 'run' / 'record.json'} is not") and error.count("\n") == 1
+    assert main(["runs", str(tmp_path)]) == 0
+    assert re.search(r"^ *run +damaged", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_directory_with_the_record_of_another_run_is_refused(tmp_path, capsys):
+    for seed in ("1", "2"):
+        assert main(["train", "--run-dir", str(tmp_path / seed), *QUICK, "--seed", seed]) == 0
+    (tmp_path / "1" / "record.json").write_bytes((tmp_path / "2" / "record.json").read_bytes())
+    capsys.readouterr()
+    assert main(["train", "--run-dir", str(tmp_path / "1"), *QUICK, "--seed", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "record.json is another run's record" in error and error.count("\n") == 1
+
+
+def test_the_grid_files_nothing_but_the_sound_record_of_the_run_itself(tmp_path, capsys):
+    own, other = (Config(corpus="ptb", seed=seed, epochs=3) for seed in (1, 2))
+    for record in (record_of(own), seal(record_of(other)), {**seal(record_of(own)), "valid_ppl": 1.0}, {}):
+
+        def engine(jobs, relay, record=record):
+            yield next(iter(jobs)), record
+
+        with pytest.raises(RunsFailed, match="1 of 1 runs failed"):
+            run_grid([own], tmp_path / "runs", tmp_path / "results", engine)
+        assert capsys.readouterr().out.count("\n") == 1
+        assert not (tmp_path / "results").exists()
