@@ -308,39 +308,38 @@ def make_record(
     """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
     parameters = model.collect_params().values()
-    return seal(
-        {
-            "corpus": corpus.name,
-            "cell": config.cell,
-            "activation": config.activation,
-            "layers": config.layers,
-            "hidden": config.hidden,
-            "method": config.method,
-            "noise": config.noise if model.noises else None,
-            "gamma": best["gamma"] if best else [],
-            "seed": config.seed,
-            "dtype": config.dtype,
-            "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
-            "epochs": progress.epochs,
-            "best_epoch": progress.best_epoch,
-            "valid_ppl": progress.best_valid_ppl,
-            "test_ppl": test_ppl,
-            "status": progress.status,
-            "reason": progress.reason,
-            "config": config.to_dict(),
-            "corpus_sha256": corpus.digest,
-            "floor_ppl": corpus.floor,
-            "git": revision,
-            "versions": {
-                "python": platform.python_version(),
-                **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
-                "noisin": noisin.__version__,
-            },
-            "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
-            "started": progress.started,
-            "finished": _now(),
-        }
-    )
+    content = {
+        "corpus": corpus.name,
+        "cell": config.cell,
+        "activation": config.activation,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "method": config.method,
+        "noise": config.noise if model.noises else None,
+        "gamma": best["gamma"] if best else [],
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "valid_ppl": progress.best_valid_ppl,
+        "test_ppl": test_ppl,
+        "status": progress.status,
+        "reason": progress.reason,
+        "config": config.to_dict(),
+        "corpus_sha256": corpus.digest,
+        "floor_ppl": corpus.floor,
+        "git": revision,
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
+            "noisin": noisin.__version__,
+        },
+        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
+        "started": progress.started,
+        "finished": _now(),
+    }
+    return seal(content)
 
 
 def _now() -> str:
