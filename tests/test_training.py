@@ -243,6 +243,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_that_step(tmp_path, corp
     assert record["test_ppl"] == alone["test_ppl"] and read_record(tmp_path / "record.json") == record
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, corpus, monkeypatch, loss):
+    monkeypatch.setattr(training.TrainingStep, "__call__", lambda self, inputs, targets: loss)
+    record = run(Config(**SMALL), tmp_path, corpus)
+    assert record["reason"] == f"epoch 1, batch 1 (step 1): the loss is {loss}"
+
+
 def test_options_that_do_not_act_do_not_tell_runs_apart():
     assert Config(method="none", gamma=[0.7], dropout_states=0.5, lower_bound=0.3) == Config(method="none")
     assert Config(method="dropout", gamma=[0.7]) == Config(method="dropout")

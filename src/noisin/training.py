@@ -180,6 +180,8 @@ class _Run:
                     loss = self.step(inputs, targets)
                 except Diverged as reason:
                     raise Diverged(f"{where}: {reason}") from None
+                if not loss < math.inf:  # NaN too
+                    raise Diverged(f"{where}: the loss is {loss}")
                 in_a_row = in_a_row + 1 if loss > ceiling else 0
                 exploded += loss > ceiling
                 if in_a_row > LONGEST_EXPLOSION:
