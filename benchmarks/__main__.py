@@ -19,7 +19,7 @@ from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.records import markdown
 from noisin._environment import threads
 from noisin.checkpoint import write_json
-from noisin.cli import OneLineParser, positive
+from noisin.cli import OneLineParser, positive, run_command
 from noisin.errors import UserError
 from noisin.training import cpu_name
 
@@ -31,22 +31,18 @@ MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status."""
     arguments = _parser().parse_args(argv)
-    try:
-        _check_writable(arguments.out)
-        results = _measure_all(arguments)
-        write_json(arguments.out / "results.json", results)
-        draw(results, arguments.out)
-    except (UserError, OSError) as error:
-        print(f"benchmarks: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_command("benchmarks", lambda: _bench(arguments), "nothing was written")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    _check_writable(arguments.out)
+    results = _measure_all(arguments)
+    write_json(arguments.out / "results.json", results)
+    draw(results, arguments.out)
     print("\n\n".join(sections(results, markdown)))
     if results["startup_seconds"] is not None:
         print(f"\nFrom the start of the process to the first training step: {results['startup_seconds']:.1f} s")
     print(f"\nWritten to {arguments.out}: results.json and figures")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,10 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise OSError now, not after half an hour, where nothing could be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass  # that it can be made is all that is asked
+    """Raise UserError now, not after half an hour, where nothing could be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # that it can be made is all that is asked
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:

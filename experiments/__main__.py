@@ -14,7 +14,7 @@ from experiments.records import RESULTS, draw, markdown, table
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from noisin._environment import threads
-from noisin.cli import OneLineParser, natural, positive
+from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import METHODS
 from noisin.data import load_corpus
 from noisin.device import find_device
@@ -27,26 +27,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 1 if a run failed, 2 for a user's mistake, 130."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.experiment == "readme":
-            update_readme()
-        elif arguments.experiment == "report":
-            write_report(arguments.out)
-            print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
-        else:
-            _compare(EXPERIMENTS[arguments.experiment], arguments)
-    except UserError as error:
-        print(f"experiments: error: {error}", file=sys.stderr)
-        return 2
+        again = "the same command goes on from the last finished epochs"
+        return run_command("experiments", lambda: _do(arguments), again)
     except RunsFailed as error:
         print(f"experiments: error: {error}; the same command tries them again", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        clear = "\r\033[K" if sys.stderr.isatty() else ""  # what is left of a run's bar
-        print(
-            f"{clear}experiments: interrupted; the same command goes on from the last finished epochs", file=sys.stderr
-        )
-        return 130
-    return 0
+
+
+def _do(arguments: argparse.Namespace) -> None:
+    if arguments.experiment == "readme":
+        update_readme()
+    elif arguments.experiment == "report":
+        write_report(arguments.out)
+        print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
+    else:
+        _compare(EXPERIMENTS[arguments.experiment], arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

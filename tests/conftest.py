@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import zlib
 from pathlib import Path
 from typing import Iterator, List
@@ -17,6 +18,9 @@ import noisin  # noqa: F401  (before mxnet: it sets the number of threads)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 if SHARED_DATA.is_dir():
     os.environ.setdefault("NOISIN_DATA", str(SHARED_DATA))
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples follow from the test alone: a failure seen once is seen again.
 settings.register_profile("noisin", deadline=None, derandomize=True)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 from tqdm import tqdm
 
@@ -32,7 +33,9 @@ class Life:
     def __init__(self, arguments, fate=None):
         self._output, output = _context.Pipe(duplex=False)
         self._process = _context.Process(target=_live, args=(arguments, output, fate), daemon=True)
-        self._process.start()
+        # The first of them starts the server. One thread: two spin while they wait, on a busy machine for minutes.
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            self._process.start()
         output.close()
 
     def end(self, after=None):

@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from noisin.cli import main
 from noisin.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
 
 QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
 
@@ -209,11 +212,13 @@ def test_a_closed_pipe_is_no_error():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_full_disk_behind_the_output_is_one_line():
+@pytest.mark.parametrize("module, arguments", [("noisin", ["data", "synthetic"]), ("experiments", ["report", "--out"])])
+def test_a_full_disk_behind_the_output_is_one_line(tmp_path, module, arguments):
+    out = [str(tmp_path)] if module == "experiments" else []
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "noisin", "data", "synthetic"]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", module, *arguments, *out]
+        result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (
         2,
-        "noisin: error: cannot write the output: No space left on device\n",
+        f"{module}: error: cannot write the output: No space left on device\n",
     )

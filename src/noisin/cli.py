@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -31,14 +31,35 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
     end_with_parent()
     arguments = _parser().parse_args(argv)
+    again = "the same command goes on from the last finished epoch"
+    return run_command("noisin", lambda: arguments.command(arguments), again)
+
+
+def run_command(program: str, work: Callable[[], None], again: str) -> int:
+    """Do the work of a command, and say in one line what a user can cause.
+
+    Parameters
+    ----------
+    program : str
+        Its name.
+    work : callable
+    again : str
+        What an interruption leaves, for its line.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 2 for a user's mistake, 130 for an interruption.
+    """
     try:
-        arguments.command(arguments)
+        work()
         sys.stdout.flush()
     except UserError as error:
-        print(f"noisin: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("noisin: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        clear = "\r\033[K" if sys.stderr.isatty() else ""  # what is left of a bar
+        print(f"{clear}{program}: interrupted; {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
         _discard_output()
@@ -46,7 +67,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # a defect of ours
         _discard_output()
-        print(f"noisin: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        print(f"{program}: error: cannot write the output: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 
