@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from helpers import make_up_record
 
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, TABLE2, TABLE3
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, TABLE2, TABLE3
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records, markdown, records_of, table
+from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import figure2
@@ -236,3 +237,11 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
         status = stop.code
     errors = capsys.readouterr().err
     assert status == 2 and says in errors and errors.count("\n") == 1
+
+
+def test_curves_of_one_method_can_be_told_apart_by_gamma():
+    records = [record_of(config) for config in GAMMA.configs()]
+    assert len(records) == 3
+    shades = [figures._shade(record, records) for record in records]
+    assert all(shades.count(shade) == 1 for shade in shades)
+    assert figures._shade(records[2], records[2:]) == figures._shade(records[0], records[:1]) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -20,6 +21,13 @@ STYLES = {
     "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
 }
+# Of the curves of one method, by gamma: full or hollow markers, dark or light lines.
+SHADES: Tuple[Dict[str, Any], ...] = (
+    {},
+    {"markerfacecolor": "white"},
+    {"alpha": 0.5},
+    {"alpha": 0.5, "markerfacecolor": "white"},
+)
 # Of runs that share a method: the same author's colours; dashes for the layers.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -102,7 +110,8 @@ def _panel(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, floor: Op
     named = set()
     for record in _by_method(records):
         label = _label(record, records, seeds=len(records) <= CROWD)
-        _curve(axes, record, key, "_" + label if label in named else label)  # a name with _ is not in the legend
+        shown = "_" + label if label in named else label  # a name with _ is not in the legend
+        _curve(axes, record, key, shown, _shade(record, records))
         named.add(label)
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
@@ -130,7 +139,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
         axes = figure.add_subplot(rows, 3, index)
         for record in _by_method(records):
             methods.setdefault(record["method"], _curve(axes, record, "valid_ppl", LABELS[record["method"]]))
-        _label_axes(axes, name)
+        _label_axes(axes, textwrap.fill(name, 44))
         if records:
             axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
         else:
@@ -147,10 +156,24 @@ def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
     return sorted(records, key=lambda record: (list(STYLES).index(record["method"]), record["seed"]))
 
 
-def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str) -> Any:
+def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    """By which a run's curve differs from those of its method that have another gamma."""
+    return SHADES[_gammas(record, records).index(record["config"].get("gamma")) % len(SHADES)]
+
+
+def _gammas(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[Any]:
+    """What the runs of the record's method have as gamma, each once, lowest first."""
+    found = [other["config"].get("gamma") for other in records if other["method"] == record["method"]]
+    return sorted(
+        (gamma for index, gamma in enumerate(found) if gamma not in found[:index]), key=lambda gamma: gamma or []
+    )
+
+
+def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Optional[Dict[str, Any]] = None) -> Any:
     """One run's curve, with a star at its best epoch on validation."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
     style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": label}
+    style.update(shade or {})
     (line,) = axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
     if key == "valid_ppl" and record["best_epoch"]:
         axes.plot(record["best_epoch"], record["valid_ppl"], "*", color=style["color"], markersize=12, zorder=3)
@@ -168,7 +191,7 @@ def _save(figure: Figure, path: Path) -> None:
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
-    if "noisin" in record["method"] and len({tuple(other["config"]["gamma"]) for other in twins}) > 1:
+    if "noisin" in record["method"] and len(_gammas(record, records)) > 1:
         label += f" γ={record['config']['gamma'][0]:g}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
