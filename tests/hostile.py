@@ -35,7 +35,7 @@ from noisin.record import seal
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)  # below /tmp: what cannot be removed harms nobody
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Events:
 
     def begin(self, epochs: Sequence[Mapping[str, Any]]) -> None:
         """Start with what a resumed run has done already, so that no epoch is there twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)  # it may not be there; if it stays, the next lines say so
         with self._written():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = self._make_writer(str(self._folder / "events"))

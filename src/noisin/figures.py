@@ -138,7 +138,8 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, 3, index)
         for record in _by_method(records):
-            methods.setdefault(record["method"], _curve(axes, record, "valid_ppl", LABELS[record["method"]]))
+            label = LABELS[record["method"]]
+            methods.setdefault(record["method"], _curve(axes, record, "valid_ppl", label, _shade(record, records)))
         _label_axes(axes, textwrap.fill(name, 44))
         if records:
             axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
@@ -153,27 +154,29 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
 
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
-    return sorted(records, key=lambda record: (list(STYLES).index(record["method"]), record["seed"]))
+    methods = list(STYLES)
+    return sorted(
+        records, key=lambda run: (methods.index(run["method"]), run["config"].get("gamma") or [], run["seed"])
+    )
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-    """By which a run's curve differs from those of its method that have another gamma."""
+    """What tells a run's curve from those of its method that have another gamma."""
     return SHADES[_gammas(record, records).index(record["config"].get("gamma")) % len(SHADES)]
 
 
 def _gammas(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[Any]:
     """What the runs of the record's method have as gamma, each once, lowest first."""
-    found = [other["config"].get("gamma") for other in records if other["method"] == record["method"]]
-    return sorted(
-        (gamma for index, gamma in enumerate(found) if gamma not in found[:index]), key=lambda gamma: gamma or []
-    )
+    twins = [other for other in _by_method(records) if other["method"] == record["method"]]
+    found = [twin["config"].get("gamma") for twin in twins]
+    return [gamma for index, gamma in enumerate(found) if gamma not in found[:index]]
 
 
-def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Optional[Dict[str, Any]] = None) -> Any:
+def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any]) -> Any:
     """One run's curve, with a star at its best epoch on validation."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
     style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": label}
-    style.update(shade or {})
+    style.update(shade)
     (line,) = axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
     if key == "valid_ppl" and record["best_epoch"]:
         axes.plot(record["best_epoch"], record["valid_ppl"], "*", color=style["color"], markersize=12, zorder=3)
