@@ -179,7 +179,7 @@ RATES = Experiment(
     methods={"dropout": [{"weight_decay": DROPOUT["weight_decay"]}]},
     cases=[
         Case({**{f"dropout_{place}": rate for place in ("inputs", "states", "outputs")}, "dropout_embedding": rate / 2})
-        for rate in (0.1, 0.2, 0.4)
+        for rate in (0.05, 0.1, 0.2)
     ],
 )
 

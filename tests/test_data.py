@@ -14,12 +14,14 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import zipfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from hypothesis import strategies as st
 from noisin import data, synthetic
 from noisin import published as published_corpora
 from noisin.errors import UserError
-from noisin.files import write_bytes
+from noisin.files import hold_folder, write_bytes
 from noisin.published import PublishedCorpus, Source
 
 # A made-up corpus with an empty line in every split; "wug" is unseen in training.
@@ -202,6 +204,41 @@ def test_invalid_utf8_is_found_in_its_line_however_far_into_the_file(alone: Path
     assert f"line {line} is not valid UTF-8" in fails("mine.txt")
 
 
+WORDS = st.text("a\u00e9\U0001f600", min_size=1, max_size=3)
+SPACES = st.text(" \t\n\r\v\x85\u2028", min_size=1, max_size=3)
+
+
+@given(st.lists(WORDS | SPACES), st.integers(3, 9), st.booleans())
+def test_a_text_reads_the_same_in_pieces_of_any_size(parts: List[str], size: int, marked: bool) -> None:
+    parts = [part + " " if part.strip() else part for part in parts]
+    text = "".join(parts)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").splitlines()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "PIECE", size)
+        path = Path(folder) / "text"
+        path.write_bytes(text.encode("utf-8-sig" if marked else "utf-8"))
+        numbers: Any = defaultdict(lambda: len(numbers))
+        found, ends = data._number_words(path, numbers)
+    types = list(numbers)
+    assert [types[number] for number in found] == [word for line in lines for word in [*line.split(), data.END]]
+    assert np.diff(ends, prepend=0).tolist() == [len(line.split()) + 1 for line in lines]
+
+
+def test_a_word_without_end_is_refused_before_it_fills_the_memory(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(alone / "mine", {**TEXT, "train": b"a" * 2 * data.PIECE + b" dax\n"})
+    assert "train.txt: a word of more than 65,536 characters" in fails(str(folder))
+    write_folder(alone / "mine", {**TEXT, "train": b"a" * data.PIECE + b" dax\n"})
+    assert len(data.load_corpus(str(folder)).train) == 3
+
+
+def test_a_text_that_does_not_fit_into_the_memory_is_refused(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(write_folder(alone / "mine"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "MEMORY", 1000)
+        assert "mine/train.txt: more words than fit into this machine's memory" in fails(folder)
+    assert words(data.load_corpus(folder)) == TOKENS
+
+
 def test_directory_instead_of_a_file(alone: Path) -> None:
     folder = write_folder(alone / "mine")
     (folder / "test.txt").unlink()
@@ -333,8 +370,10 @@ def offer(monkeypatch: pytest.MonkeyPatch, *sources: Source) -> None:
 
 
 def downloaded(alone: Path) -> Dict[str, bytes]:
-    """All files under the current directory but the cache, half-written ones too."""
-    files = (path for path in alone.rglob("*") if path.is_file() and path.parent.name != "cache")
+    """All files under the current directory but the cache and locks, half-written ones too."""
+    files = (
+        path for path in alone.rglob("*") if path.is_file() and path.parent.name != "cache" and path.name != "lock"
+    )
     return {str(path.relative_to(alone)): path.read_bytes() for path in files}
 
 
@@ -518,18 +557,29 @@ def test_full_disk_while_downloading(
     assert downloaded(alone) == GOOD
 
 
-def test_several_downloads_at_once(
+def test_several_downloads_at_once_are_one(
     fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = {f"in/{split}.txt": content for split, content in TEXT.items()}
     offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
-    all_are_asking = threading.Barrier(4, timeout=30)
-    server.before_answer = all_are_asking.wait
+    server.before_answer = lambda: time.sleep(1)  # the others come meanwhile
+    folder = alone / "data" / "ptb"
+    folder.mkdir(parents=True)
+    (folder / ".ptb.test.txt.0123.tmp").write_bytes(b"of a process that was kil")
     with ThreadPoolExecutor(4) as pool:
         for corpus in pool.map(data.load_corpus, ["ptb"] * 4):
             assert words(corpus) == TOKENS
-    assert len(server.requests) == 4, "each found nothing and asked"
+    assert len(server.requests) == 1
     assert downloaded(alone) == GOOD
+
+
+def test_who_downloads_is_told_to_those_who_wait_too_long(
+    fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch)
+    monkeypatch.setattr(published_corpora, "PATIENCE", 0.2)
+    with hold_folder(alone / "data" / "ptb"):
+        assert f"data/ptb is in use by process {os.getpid()} on " in fails("ptb")
 
 
 def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,8 +596,32 @@ def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.Monke
 
 
 def cached_file(alone: Path) -> Path:
-    (path,) = (alone / "cache").iterdir()
+    (path,) = (path for path in (alone / "cache").iterdir() if path.name != "lock")
     return path
+
+
+def test_several_that_need_one_cache_encode_the_text_once(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, encode = [], data._encode
+
+    def slowly(*arguments: Any) -> Any:
+        encoded.append(arguments)
+        time.sleep(1)  # the others come meanwhile
+        return encode(*arguments)
+
+    monkeypatch.setattr(data, "_encode", slowly)
+    folder = str(write_folder(alone / "text"))
+    with ThreadPoolExecutor(4) as pool:
+        for corpus in pool.map(data.load_corpus, [folder] * 4):
+            assert words(corpus) == TOKENS
+    assert len(encoded) == 1
+
+
+def test_who_holds_the_cache_is_told_to_those_who_wait_too_long(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "PATIENCE", 0.2)
+    folder = str(write_folder(alone / "text"))
+    with hold_folder(alone / "cache"):
+        assert f"cache is in use by process {os.getpid()} on " in fails(folder)
+    assert words(data.load_corpus(folder)) == TOKENS  # a lock that nobody holds any more is no obstacle
 
 
 def test_cache_is_keyed_by_content(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,11 +712,12 @@ def test_cache_that_cannot_be_written_is_no_obstacle(alone: Path, monkeypatch: p
     assert words(data.load_corpus(str(write_folder(alone / "mine")))) == TOKENS
 
 
-def test_full_disk_under_the_cache_is_no_obstacle(alone: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100])  # bytes: none for the lock, or none for the cache
+def test_full_disk_under_the_cache_is_no_obstacle(alone: Path, left: int) -> None:
     folder = str(write_folder(alone / "mine"))
-    with file_size_limit(100):
+    with file_size_limit(left):
         assert words(data.load_corpus(folder)) == TOKENS
-    assert list((alone / "cache").iterdir()) == []
+    assert [path.name for path in (alone / "cache").iterdir()] == ["lock"]
     assert words(data.load_corpus(folder)) == TOKENS
     assert cached_file(alone).stat().st_size > 100
 

@@ -130,16 +130,19 @@ def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bo
             assert again["prepared"] <= found["prepared"]
 
 
-def test_a_text_is_encoded_in_a_few_bytes_a_token(tmp_path):
+@pytest.mark.parametrize("lines", ["many", "one"])
+def test_a_text_is_encoded_in_a_few_bytes_a_token(tmp_path, lines):
     """What the words would take as Python strings is ten times as much."""
     from noisin import data
 
     path = tmp_path / "text.txt"
     write_text(path, 1, types=300)
+    if lines == "one":
+        path.write_text(path.read_text().replace("\n", " "))
     data._vocabulary({"a": 1})  # with gluonnlp loaded
     tracemalloc.start()
     try:
-        _, splits = data._encode({"text": path}, None)
+        _, splits = data._encode(dict.fromkeys(data.SPLITS, path) if lines == "one" else {"text": path}, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

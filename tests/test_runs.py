@@ -85,6 +85,14 @@ def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_rem
     open_lock(tmp_path / "lock").close()
 
 
+def test_who_waits_for_long_is_told_for_whom(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("noisin.files.BRIEF", 0.2)
+    file = open_lock(tmp_path / "lock")
+    threading.Timer(0.6, file.close).start()
+    open_lock(tmp_path / "lock", patience=30).close()
+    assert re.fullmatch(f"waiting for process {os.getpid()} on .*, which uses {tmp_path}\n", capsys.readouterr().err)
+
+
 def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     options = [*QUICK, "--epochs", "2"]
     assert (

@@ -32,7 +32,7 @@ from mxnet.gluon import Block, Trainer
 from noisin.arrays import parse_arrays
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError, quoted
-from noisin.files import is_locked, open_lock, read_json, read_regular, write_whole
+from noisin.files import hold_folder, is_locked, read_json, read_regular, write_whole
 
 STATUSES = ("running", "finished", "early-stopped", "diverged")
 
@@ -76,13 +76,10 @@ class RunDirectory:
             If it cannot be made or written, or another process trains there.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open_lock(self.path / "lock")
+            lock = hold_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot make the run directory {self.path}: {error.strerror or error}") from None
         with lock:
-            for torn in self.path.glob(".*.tmp"):
-                torn.unlink()  # of a process that was killed while it wrote
             yield
 
     def begin(self, identity: Mapping[str, Any]) -> None:

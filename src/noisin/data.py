@@ -6,22 +6,38 @@ messages a user waits for, come at once.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 from array import array
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, DefaultDict, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ContextManager,
+    DefaultDict,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 
 from noisin import synthetic
 from noisin.errors import UserError
-from noisin.files import parse_json, read_regular, write_bytes
+from noisin.files import MEMORY, hold_folder, parse_json, read_regular, write_bytes
 from noisin.published import PUBLISHED, SPLITS, find_files
 
 if TYPE_CHECKING:
@@ -29,6 +45,9 @@ if TYPE_CHECKING:
 
 UNKNOWN, END = "<unk>", "<eos>"
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
+PATIENCE = 600.0  # seconds to wait for another process that encodes a corpus
+TOKEN_BYTES, TYPE_BYTES = 20, 300  # of memory that encoding takes, measured: 13 to 20, and 280 for words of 10 letters
+PIECE = 2**16  # bytes of a text that are read at a time, and characters of the longest word
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
 
@@ -143,13 +162,8 @@ def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vo
     """Return the encoded corpus, from the cache if the same contents were encoded before."""
     digest = _digest(checksums)
     cached = _cache_folder() / f"{digest}-{max_vocabulary or 'all'}-v{CACHE_FORMAT}.npz"
-    stored = _read_cache(cached)
-    if stored is None:
-        vocabulary, splits = _encode(files, max_vocabulary)
-        _write_cache(cached, vocabulary.idx_to_token, splits)
-    else:
-        types, splits = stored
-        vocabulary = _ordered_vocabulary(types)
+    types, splits = _read_cache(cached) or _make_cache(cached, files, max_vocabulary)
+    vocabulary = _ordered_vocabulary(types)
     return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
 
 
@@ -157,8 +171,8 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[gluonnlp.Vocab, Dict[str, np.ndarray]]:
-    """Turn every split into ids, those of a vocabulary that the training split's counts make.
+def _encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[List[str], Dict[str, np.ndarray]]:
+    """Return the types of the vocabulary that the training split's counts make, and every split as their ids.
 
     One pass over the text numbers its words as they first appear: four bytes a token, where words as Python strings, as
     gluonnlp's CorpusDataset keeps them, take fifty and more.
@@ -181,7 +195,7 @@ def _encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[g
     counts = np.bincount(texts["train"][0], minlength=len(numbers))
     vocabulary = _vocabulary({word: count for word, count in zip(numbers, counts.tolist()) if count}, max_vocabulary)
     ids = np.fromiter(map(vocabulary.token_to_idx.__getitem__, numbers), dtype=np.int32, count=len(numbers))
-    return vocabulary, {split: ids[texts[split][0]] for split in SPLITS}
+    return vocabulary.idx_to_token, {split: ids[texts[split][0]] for split in SPLITS}
 
 
 def _number_words(path: Path, numbers: DefaultDict[str, int]) -> Tuple[np.ndarray, np.ndarray]:
@@ -189,20 +203,52 @@ def _number_words(path: Path, numbers: DefaultDict[str, int]) -> Tuple[np.ndarra
 
     Empty lines count, as in Table 1.
     """
-    words, ends, read = array("i"), array("q"), 0
-    try:
-        # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
-        with open(path, encoding="utf-8-sig") as file:
-            for text in file:
-                read += 1
-                for line in text.splitlines():  # at the other ends of lines that Unicode has, too
-                    words.extend(map(numbers.__getitem__, line.split()))
-                    words.append(numbers[END])
-                    ends.append(len(words))
-    except UnicodeDecodeError as error:
-        read += 1 + error.object[: error.start].count(b"\n")  # the object is what comes after these lines
-        raise UserError(f"{path}: line {read} is not valid UTF-8; expected UTF-8 text; convert it first") from None
+    words, ends = array("i"), array("q")
+    for piece, ended in _pieces(path):
+        words.extend(map(numbers.__getitem__, piece.split()))
+        if len(words) * TOKEN_BYTES + len(numbers) * TYPE_BYTES > MEMORY:
+            raise UserError(f"{path}: more words than fit into this machine's memory; use less of the text")
+        if ended:
+            words.append(numbers[END])
+            ends.append(len(words))
     return np.frombuffer(words, dtype=np.int32), np.frombuffer(ends, dtype=np.int64)
+
+
+def _pieces(path: Path) -> Iterator[Tuple[str, bool]]:
+    """Yield a text line by line and, so that no line is too long for the memory, long ones in pieces of whole words.
+
+    Each comes with whether its line ends there.
+    """
+    rest, ended = "", True
+    for text in itertools.chain(_decoded(path), [""]):
+        last = "" if not text or text[-1].isspace() else (rest + text).rsplit(None, 1)[-1]  # it may go on
+        text, rest = f"{rest}{text}"[: len(rest) + len(text) - len(last)], last
+        if len(rest) > PIECE:
+            raise UserError(f"{path}: a word of more than {PIECE:,} characters; expected text, words between spaces")
+        *lines, part = f"{text}|".splitlines()  # with the mark, the last is what no line end follows
+        yield from ((line, True) for line in lines)
+        if part != "|":
+            yield part[:-1], False
+        ended = part == "|" and (ended or bool(lines))
+    if not ended:
+        yield "", True
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """Yield a text in pieces that may end anywhere, its lines ended by a new line."""
+    # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
+    decoder, lines = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True), 1
+    with open(path, "rb") as file:
+        for content in itertools.chain(iter(lambda: file.read(PIECE), b""), [b""]):
+            try:
+                text = decoder.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                line = lines + error.object.count(b"\n", 0, error.start)
+                problem = f"line {line} is not valid UTF-8; expected UTF-8 text; convert it first"
+                raise UserError(f"{path}: {problem}") from None
+            lines += content.count(b"\n")
+            if text:
+                yield text
 
 
 def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gluonnlp.Vocab:
@@ -240,6 +286,22 @@ def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]
     return (types, content) if valid else None
 
 
+def _make_cache(
+    path: Path, files: Mapping[str, Path], max_vocabulary: Optional[int]
+) -> Tuple[List[str], Dict[str, np.ndarray]]:
+    """Encode a corpus, one process at a time, and cache it; or read what a process has cached that was waited for."""
+    try:
+        lock: ContextManager[Any] = hold_folder(path.parent, PATIENCE)
+    except OSError:
+        lock = nullcontext()  # the cache only saves time: a folder that cannot be written is no reason to stop
+    with lock:
+        stored = _read_cache(path)
+        if stored is None:
+            stored = _encode(files, max_vocabulary)
+            _write_cache(path, *stored)
+        return stored
+
+
 def _are_types(types: Any) -> bool:
     return (
         isinstance(types, list)
@@ -260,10 +322,8 @@ def _write_cache(path: Path, types: Sequence[str], splits: Mapping[str, np.ndarr
     np.savez(buffer, vocabulary=np.frombuffer(header, dtype=np.uint8), **splits)
     try:
         write_bytes(path, buffer.getbuffer())
-        for torn in path.parent.glob(f".{path.name}.*.tmp"):
-            torn.unlink()  # of a process that was killed here; one that is still at it can do without
     except OSError:
-        pass  # the cache only saves time: a folder that cannot be written is no reason to stop
+        pass  # the next time it is encoded again
 
 
 # ---------------------------------------------------------------------------------------------------------- Table 1

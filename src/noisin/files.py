@@ -8,12 +8,13 @@ import math
 import os
 import socket
 import stat
+import sys
 import time
 import uuid
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Tuple, Union
 
-from noisin.errors import UserError
+from noisin.errors import UserError, printable
 
 # Bytes.
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -21,6 +22,7 @@ MAX_FILE = MEMORY // 2  # what is read whole must leave room for what is made of
 # Read, it may take some 25 times as much (a list of empty lists). The state of 100,000 epochs, the most there are, has
 # about 25 MB.
 MAX_JSON = 32 * 2**20
+BRIEF = 3.0  # seconds to wait for another process that may be about to end
 _LONGEST_NUMBER = 40  # digits and signs; what JSON is written with has 24 at the most
 
 
@@ -154,14 +156,43 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no number to compute with")
 
 
-def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
+def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
+    """Make a folder and lock it, and remove what a killed process left half-written in it.
+
+    Parameters
+    ----------
+    path : Path
+    patience : float, default 3
+        Seconds to wait for another process.
+
+    Returns
+    -------
+    file
+        The lock, as `open_lock` returns it.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made or written.
+    UserError
+        If another process still holds it then, saying which.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = open_lock(path / "lock", patience)
+    for torn in path.glob(".*.tmp"):
+        torn.unlink()
+    return lock
+
+
+def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
     """Lock the file `path` and return it: closing it unlocks it, and so does the end of the process, however it ends.
 
     Parameters
     ----------
     path : Path
     patience : float, default 3
-        Seconds to wait for another process, which may be about to end.
+        Seconds to wait for another process, which may be about to end. Who waits longer than the default is told for
+        whom, on standard error.
 
     Raises
     ------
@@ -169,17 +200,23 @@ def open_lock(path: Path, patience: float = 3.0) -> IO[str]:
         If another process still has it locked then, saying which.
     """
     file = open(path, "a+", encoding="utf-8", errors="replace", opener=_open_itself)
-    deadline = time.monotonic() + patience
-    while not _lock(file) and time.monotonic() < deadline:
+    begun, told = time.monotonic(), False
+    while not _lock(file):
+        waited = time.monotonic() - begun
+        if waited >= patience:
+            holder = _holder(file)
+            file.close()
+            raise UserError(f"{path.parent} is in use by {holder}: wait for it, or stop it")
+        if waited >= BRIEF and not told:
+            print(printable(f"waiting for {_holder(file)}, which uses {path.parent}"), file=sys.stderr)
+            told = True
         time.sleep(0.1)
-    if not _lock(file):  # a lock that this process has is given again
-        file.seek(0)
-        holder = file.read(200).strip() or "another process"
+    try:
+        file.truncate(0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except OSError:  # a full disk
         file.close()
-        raise UserError(f"{path.parent} is in use by {holder}: wait for it, or stop it")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+        raise
     return file
 
 
@@ -189,6 +226,12 @@ def is_locked(path: Path) -> bool:
         return False
     with open(path, "rb", opener=_open_itself) as file:
         return not _lock(file)
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has this file locked, as it says itself."""
+    file.seek(0)
+    return file.read(200).strip() or "another process"
 
 
 def _open_itself(path: str, flags: int) -> int:

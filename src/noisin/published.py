@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 from noisin.errors import UserError
-from noisin.files import read_regular, write_bytes
+from noisin.files import hold_folder, read_regular, write_bytes
 
 SPLITS = ("train", "valid", "test")
 DOWNLOADS = Path("data")  # under the current directory
@@ -189,40 +189,51 @@ class _SourceFailed(Exception):
 
 
 def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) -> None:
-    """Fetch the missing splits from the first candidates that deliver them."""
+    """Fetch the missing splits from the first candidates that deliver them, one process at a time."""
     files, left, failures = published.files(root), list(missing), []
-    deadline = time.monotonic() + PATIENCE
-    for source in published.sources:
-        try:
-            for split, content in _fetch(source, published, list(left), deadline):
-                problem = _problem(content, published, split)
-                if problem:
-                    raise _SourceFailed(f"{split} split: {problem}")
-                write_bytes(files[split], content)
-                left.remove(split)
-        except _SourceFailed as error:
-            failures.append(f"{source.url} ({' '.join(str(error).split())})")
-        except OSError as error:
-            raise UserError(
-                f"{files[left[0]]}: cannot be written ({error.strerror}); expected a writable folder; "
-                f"{_by_hand(published, root)}"
-            ) from None
-        if not left:
-            return
-    raise UserError(f"{files[left[0]]}: no download worked: {'; '.join(failures)}; {_by_hand(published, root)}")
+    try:
+        with hold_folder(root / published.name, PATIENCE):
+            deadline = time.monotonic() + PATIENCE
+            left = [split for split in left if not files[split].exists()]  # of a process that was waited for
+            for source in published.sources:
+                if not left:
+                    break
+                try:
+                    for split, content in _fetch(source, published, list(left), deadline):
+                        write_bytes(files[split], content)
+                        left.remove(split)
+                except _SourceFailed as error:
+                    failures.append(f"{source.url} ({' '.join(str(error).split())})")
+    except OSError as error:
+        raise UserError(
+            f"{files[left[0]]}: cannot be written ({error.strerror}); expected a writable folder; "
+            f"{_by_hand(published, root)}"
+        ) from None
+    if left:
+        raise UserError(f"{files[left[0]]}: no download worked: {'; '.join(failures)}; {_by_hand(published, root)}")
 
 
 def _fetch(
     source: Source, published: PublishedCorpus, splits: Sequence[str], deadline: float
 ) -> Iterator[Tuple[str, bytes]]:
-    """Yield (split, contents) from one candidate; nothing is checked or written yet."""
+    """Yield (split, contents) from one candidate, each checked; nothing is written yet."""
+    for split, content in _deliveries(source, published.sizes, splits, deadline):
+        problem = _problem(content, published, split)
+        if problem:
+            raise _SourceFailed(f"{split} split: {problem}")
+        yield split, content
+
+
+def _deliveries(
+    source: Source, sizes: Mapping[str, int], splits: Sequence[str], deadline: float
+) -> Iterator[Tuple[str, bytes]]:
     if not source.member:
         for split in splits:
-            yield split, _get(source.url.format(split=split), published.sizes[split], deadline)
+            yield split, _get(source.url.format(split=split), sizes[split], deadline)
         return
     archive = _get(source.url, MAX_ARCHIVE, deadline)
     members = {split: source.member.format(split=split) for split in splits}
-    yield from _unpack(archive, source.url.endswith(".zip"), members, published.sizes).items()
+    yield from _unpack(archive, source.url.endswith(".zip"), members, sizes).items()
 
 
 def _unpack(archive: bytes, zipped: bool, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
