@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from benchmarks.measure import Contender, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
-from experiments.records import markdown
+from experiments.tables import markdown
 from noisin._environment import threads
 from noisin.checkpoint import write_json
 from noisin.cli import OneLineParser, positive, run_command

@@ -10,9 +10,11 @@ from typing import Any, Dict, List, Optional, Sequence
 from experiments.declared import EXPERIMENTS, Experiment
 from experiments.engines import on_dask, on_this_machine
 from experiments.readme import update_readme
-from experiments.records import RESULTS, draw, markdown, table
+from experiments.records import RESULTS, draw
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
+from experiments.runs import run_of
+from experiments.tables import frame, lines, markdown
 from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import METHODS
@@ -98,7 +100,8 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     # Two runs of one thread make more words a second than two of two.
     cores = arguments.threads or (1 if remote else max(1, threads() // jobs))
     records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
-    print(f"\n{experiment.title}\n\n{markdown(table(experiment, records))}")
+    shown = [line for line in lines(experiment, [run_of(record) for record in records]) if line.run]
+    print(f"\n{experiment.title}\n\n{markdown(frame(experiment, shown))}")
     if corpus.floor is not None:
         print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).

@@ -7,8 +7,9 @@ from typing import Tuple
 
 from benchmarks import report
 from experiments.declared import EXPERIMENTS
-from experiments.records import RESULTS, draw, markdown, records_of, table
-from experiments.tables import markdown_safe
+from experiments.records import RESULTS, draw
+from experiments.runs import load_runs, runs_of
+from experiments.tables import frame, lines, markdown, markdown_safe
 from noisin.checkpoint import write_file
 from noisin.errors import UserError
 
@@ -17,12 +18,12 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 def results_section() -> str:
     """A table for every experiment that has records, with its figure."""
-    parts = []
+    parts, runs = [], load_runs()
     for experiment in EXPERIMENTS.values():
-        records = records_of(experiment)
-        if records:
+        own = runs_of(experiment, runs)
+        if own:
             picture = f"experiments/results/{experiment.name}/curves.png"
-            shown = markdown(markdown_safe(table(experiment, records)))
+            shown = markdown(markdown_safe(frame(experiment, lines(experiment, own))))
             parts.append(f"**{experiment.title}**\n\n{shown}\n\n![{experiment.title}]({picture})")
     return "\n\n".join(parts)
 
@@ -63,8 +64,9 @@ def split_readme(text: str, name: str) -> Tuple[str, str, str]:
 
 def update_readme() -> None:
     """Draw the figures anew and rewrite the sections."""
+    runs = load_runs()
     for experiment in EXPERIMENTS.values():
-        records = records_of(experiment)
+        records = [run.record for run in runs_of(experiment, runs)]
         if records:
             draw(experiment, records, RESULTS / experiment.name / "curves.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)

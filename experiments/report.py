@@ -15,9 +15,9 @@ from benchmarks import report as speed
 from experiments.claims import judge
 from experiments.declared import EXPERIMENTS, Case, Experiment
 from experiments.page import Picture, Section, Speed, page
-from experiments.records import RESULTS, markdown
+from experiments.records import RESULTS
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
-from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown_safe
+from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown, markdown_safe
 from noisin import figures
 from noisin.checkpoint import write_file
 from noisin.errors import UserError
@@ -52,7 +52,7 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
 
 def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
     """Write an experiment's tables and figures, and keep them for the page."""
-    found = lines(experiment, runs)
+    found = lines(experiment, runs_of(experiment, runs))
     title = f"{experiment.title}; ours beside the paper's"
     files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
     drawn = []

@@ -30,16 +30,16 @@ class Run:
         As it was read.
     config : Config
         Of the record; options that are new since then have their defaults.
-    file : str
+    file : str, default ""
         Where the record lies in the folder of the results.
-    anchor : str
+    anchor : str, default ""
         The id of its details in the page.
     """
 
     record: Mapping[str, Any]
     config: Config
-    file: str
-    anchor: str
+    file: str = ""
+    anchor: str = ""
 
     @property
     def epochs(self) -> Sequence[Mapping[str, Any]]:
@@ -60,6 +60,11 @@ class Run:
         return replace(self.config, seed=0).digest
 
 
+def run_of(record: Mapping[str, Any], file: str = "", anchor: str = "") -> Run:
+    """The run that left this record."""
+    return Run(record, config_from_dict(record["config"]), file, anchor)
+
+
 def load_runs(folder: Path = RESULTS) -> List[Run]:
     """Every record below `folder`, checked.
 
@@ -74,7 +79,7 @@ def load_runs(folder: Path = RESULTS) -> List[Run]:
         record = read_record(path)
         file = path.relative_to(folder).as_posix()
         anchor = _unused("run-" + re.sub(r"[^A-Za-z0-9]+", "-", file[: -len(".json")]).strip("-"), taken)
-        runs.append(Run(record, config_from_dict(record["config"]), file, anchor))
+        runs.append(run_of(record, file, anchor))
     if not runs:
         raise UserError(f"{folder} holds no records: `make ptb` makes some")
     return runs
@@ -91,7 +96,10 @@ def _unused(name: str, taken: Set[str]) -> str:
 
 
 def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
-    """Those that belong to an experiment, whatever the seed and dtype."""
+    """Those that belong to an experiment, whatever the seed and dtype.
+
+    Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
+    """
     return [run for run, own in zip(runs, belonging(experiment, [run.config for run in runs])) if own]
 
 

@@ -1,4 +1,4 @@
-"""Tables of the report: ours beside the paper's and the claims, as Markdown, CSV and LaTeX."""
+"""Tables of runs, ours beside the paper's, and of the claims, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Run, choose, number, runs_of_case
+from experiments.runs import PAPER_NAMES, Run, choose, number
 
 NOT_RUN = "not run yet"
 
@@ -38,10 +38,10 @@ class Line:
 
 
 def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
-    """Every run of an experiment, by case and method; a method without one has a line that says so."""
+    """These runs of an experiment, by case and method; a method without one has a line that says so."""
     found = []
     for case in experiment.cases:
-        of_case = runs_of_case(experiment, case, runs)
+        of_case = [run for run in runs if case.covers(run.config.to_dict())]
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
             best = choose(of_method, method)
@@ -85,6 +85,15 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
     names = [*experiment.cases[0].options, "method", *(["chosen"] if any(line.rivals for line in found) else [])]
     return pd.DataFrame([cells(line) for line in found], columns=[*names, *COLUMNS]).fillna("-")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A Markdown table, columns aligned for reading as text too."""
+    rows = [list(map(str, table.columns)), *(list(map(str, row)) for row in table.itertuples(index=False))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([text[0], rule, *text[1:]])
 
 
 def exact(found: Sequence[Line]) -> pd.DataFrame:

@@ -16,7 +16,9 @@ from helpers import make_up_record
 
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, TABLE2, TABLE3
 from experiments.readme import README, SECTIONS, split_readme
-from experiments.records import RESULTS, draw, find_record, load_records, markdown, records_of, table
+from experiments.records import RESULTS, draw, find_record, load_records
+from experiments.runs import load_runs, run_of, runs_of
+from experiments.tables import frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
@@ -88,14 +90,14 @@ def test_the_table_sets_ours_beside_the_papers():
     records = [record_of(config) for config in reversed(FIGURE2.configs())]
     records[0]["test_ppl"] = None
     records[0]["status"] = "diverged"
-    frame = table(FIGURE2, records)
-    assert list(frame["method"]) == ["none", "dropout", "noisin", "noisin*"]
-    assert list(frame["paper"]) == ["157.4", "146.9", "166.0", "144.7"]
-    assert list(frame["test clean"]) == ["51.3", "51.3", "51.3", "-"]
-    assert list(frame["test averaged"]) == ["52.3", "52.3", "52.3", "-"]
-    lines = markdown(frame).splitlines()
-    assert len(lines) == 6 and len({len(line) for line in lines}) == 1
-    assert re.match(r"\| method +\| gamma +\| seed", lines[0]) and set(lines[1]) == set("|-")
+    table = frame(FIGURE2, lines(FIGURE2, [run_of(record) for record in records]))
+    assert list(table["method"]) == ["None", "Dropout", "NOISIN", "NOISIN*"]
+    assert list(table["paper"]) == ["157.4", "146.9", "166.0", "144.7"]
+    assert list(table["test clean"]) == ["51.3", "51.3", "51.3", "-"]
+    assert list(table["test averaged"]) == ["52.3", "52.3", "52.3", "-"]
+    rows = markdown(table).splitlines()
+    assert len(rows) == 6 and len({len(row) for row in rows}) == 1
+    assert re.match(r"\| method +\| gamma +\| seed", rows[0]) and set(rows[1]) == set("|-")
 
 
 def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
@@ -103,12 +105,12 @@ def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
     assert len({config.digest for config in configs}) == 24
     assert {config.digest for config in FIGURE2.configs()} < {config.digest for config in configs}
     records = [record_of(config) for config in configs if (config.layers, config.activation) == (2, "relu")]
-    frame = table(TABLE2, records[:2])
-    assert len(frame) == 24
-    assert list(frame["status"]).count("not run yet") == 22
-    row = frame[(frame.layers == 2) & (frame.activation == "relu") & (frame.method == "dropout")].iloc[0]
+    table = frame(TABLE2, lines(TABLE2, [run_of(record) for record in records[:2]]))
+    assert len(table) == 24
+    assert list(table["status"]).count("not run yet") == 22
+    row = table[(table.layers == "2") & (table.activation == "relu") & (table.method == "Dropout")].iloc[0]
     assert (row["test clean"], row["paper"], row["status"]) == ("51.3", "168.5", "early-stopped")
-    assert frame["paper"].astype(float).sum() == pytest.approx(3764.3)  # of the table as it is printed
+    assert table["paper"].astype(float).sum() == pytest.approx(3764.3)  # of the table as it is printed
 
 
 def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
@@ -122,8 +124,8 @@ def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     for name, config in (("own", own), ("other", Config(**{**own.to_dict(), "hidden": 7}))):
         write_record(tmp_path / "figure2" / f"{name}.json", seal(record_of(config)))
     for experiment in (FIGURE2, TABLE2):
-        assert [record["config"]["hidden"] for record in records_of(experiment, tmp_path)] == [256]
-    assert records_of(TABLE3, tmp_path) == []
+        assert [run.config.hidden for run in runs_of(experiment, load_runs(tmp_path))] == [256]
+    assert runs_of(TABLE3, load_runs(tmp_path)) == []
 
 
 def test_the_figure_is_a_picture_of_the_records(tmp_path, monkeypatch):
@@ -175,7 +177,7 @@ def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_litt
 
 def test_every_experiment_with_records_has_its_figure():
     for experiment in EXPERIMENTS.values():
-        if records_of(experiment):
+        if runs_of(experiment, load_runs()):
             assert (RESULTS / experiment.name / "curves.png").exists()
 
 
@@ -185,8 +187,8 @@ def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert re.search(r"^    none 1  epoch   1  train", output, re.MULTILINE)
-    assert re.search(r"^\| none .* \| finished \|$", output, re.MULTILINE)
-    assert re.search(r"^\| noisin\* .* \| finished \|$", output, re.MULTILINE)
+    assert re.search(r"^\| None .* \| finished \|$", output, re.MULTILINE)
+    assert re.search(r"^\| NOISIN\* .* \| finished \|$", output, re.MULTILINE)
     assert "No model can be below 17.24" in output
     assert (tmp_path / "runs" / "demo" / "curves.png").exists()
     start = time.monotonic()
