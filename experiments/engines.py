@@ -25,6 +25,8 @@ Engine = Callable[[Mapping[str, Job], Relay], Ended]
 
 # Seconds to wait for a scheduler.
 _PATIENCE = 10
+# So often a run is begun on workers that die before it has ended an epoch.
+_LIVES = 4
 
 
 def on_this_machine(jobs: int = 1) -> Engine:
@@ -72,17 +74,45 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
     from distributed import as_completed
 
     topic = f"noisin-{uuid.uuid4().hex}"
+    lives = dict.fromkeys(work, 0)  # how often each run was begun since its last whole epoch
+
+    def hear(event: Any) -> None:
+        name, line = event[1]
+        if line is None:
+            lives[name] += 1
+            return
+        if line.startswith("epoch "):
+            lives[name] = 0
+        relay(name, line)
+
     with _connected(address, jobs) as client:
-        client.subscribe_topic(topic, lambda event: relay(*event[1]))
-        # Keys of their own: a task that an earlier client left behind is not this one.
-        futures = {
-            client.submit(run_on_worker, job, topic, key=f"train-{name}-{topic}", pure=False): name
-            for name, job in work.items()
-        }
-        for future in as_completed(list(futures)):
-            record = _result(future, partial(relay, futures[future]))
+
+        def submit(name: str) -> Any:
+            # A key of its own: a task that was left behind is not this one.
+            key = f"train-{name}-{uuid.uuid4().hex}"
+            return client.submit(run_on_worker, work[name], topic, key=key, pure=False)
+
+        client.subscribe_topic(topic, hear)
+        names = {submit(name): name for name in work}
+        ended = as_completed(list(names))
+        for future in ended:
+            name = names.pop(future)
+            # Dask counts a death against every task that the worker had, those too that only waited for their turn.
+            if _worker_died(future) and lives[name] < _LIVES:
+                again = submit(name)
+                names[again] = name
+                ended.add(again)
+                continue
+            record = _result(future, partial(relay, name))
             future.release()  # else, when the worker that did it dies, Dask has it done again
-            yield futures[future], record
+            yield name, record
+
+
+def _worker_died(future: Any) -> bool:
+    """Whether Dask has given a task up because too many workers died that had it."""
+    from distributed import KilledWorker
+
+    return future.status == "error" and isinstance(future.exception(), KilledWorker)
 
 
 def _result(future: Any, say: Callable[[str], None]) -> Optional[Record]:
@@ -91,8 +121,8 @@ def _result(future: Any, say: Callable[[str], None]) -> Optional[Record]:
 
     try:
         return future.result()
-    except KilledWorker as error:
-        say(f"given up: workers died {error.allowed_failures + 1} times while they had this run")
+    except KilledWorker:
+        say(f"given up: begun {_LIVES} times, on workers that died before it had ended an epoch")
     except concurrent.futures.CancelledError:
         say("given up: the scheduler is gone, or has dropped the run")
     except Exception as error:  # whatever the worker could not do, as importing noisin

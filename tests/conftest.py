@@ -37,8 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item
     if "load" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("load"):
-                # An hour of killed workers, 10,000 steps, a text of 100 MB: each has a small twin that always runs.
-                item.add_marker(pytest.mark.skip(reason="an hour or a gigabyte; its small twin runs; -m load runs it"))
+                # Ten minutes of killed workers, 10,000 steps, a text of 100 MB: each has a small twin that always runs.
+                item.add_marker(
+                    pytest.mark.skip(reason="many minutes or a gigabyte; its small twin runs; -m load runs it")
+                )
 
 
 @pytest.fixture(autouse=True)

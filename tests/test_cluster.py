@@ -21,7 +21,7 @@ import pytest
 from helpers import without_times
 
 from experiments.engines import on_dask, on_this_machine
-from experiments.runner import run_grid
+from experiments.runner import RunsFailed, run_grid
 from noisin.config import METHODS, Config, config_from_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,17 +32,16 @@ LOOPBACK = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
 GRID = ("demo", "--epochs", "5", "--methods", "none,noisin*")
 
 
-def start(command, folder, name, **options):
+def start(command, folder, name, **variables):
     """A process whose output goes to `folder`/`name`."""
     with open(folder / name, "w") as output:
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **options,
         )
 
 
@@ -96,11 +95,11 @@ def undisturbed(tmp_path_factory, cache):
 class Cluster:
     """A scheduler and two workers, processes of their own; a worker that is killed is replaced."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, deaths):
         self.folder = folder
         file = folder / "scheduler.json"
         command = [DASK, "scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", file]
-        self.scheduler = start(command, folder, "scheduler")
+        self.scheduler = start(command, folder, "scheduler", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=str(deaths))
         wait_for(file.exists)
         self.address = json.loads(file.read_text())["address"]
         self.started = 0
@@ -126,8 +125,9 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path, cache):
-    cluster = Cluster(tmp_path)
+def cluster(tmp_path, cache, request):
+    """Its scheduler gives a task up when more workers than this number, 3 by default, have died that had it."""
+    cluster = Cluster(tmp_path, deaths=getattr(request, "param", 3))
     try:
         cluster.ready()
         yield cluster
@@ -190,8 +190,17 @@ def kill_now_and_then(cluster, records, every, done, kills):
             cluster.kill_a_worker(index)
 
 
+def kill_what_trains(cluster, done, kills):
+    """Kill each worker that has begun to train, until `done` is set; note what ran on it."""
+    while not done.wait(0.1):
+        for index, worker in enumerate(cluster.workers):
+            if trainings(worker):
+                kills.append(sorted(trainings(worker)))
+                cluster.kill_a_worker(index)
+
+
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("runs", [16, pytest.param(500, marks=pytest.mark.load)])
+@pytest.mark.parametrize("cluster, runs", [(0, 16), pytest.param(3, 500, marks=pytest.mark.load)], indirect=["cluster"])
 def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cluster, tmp_path, capsys, runs):
     configs = [Config(method=METHODS[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
     kills, done, begun = [], threading.Event(), time.monotonic()
@@ -222,6 +231,22 @@ def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cl
     for config, alone in zip(again, undisturbed):
         (recorded,) = (record for record in records if record["config"] == config.to_dict())
         assert without_times(alone) == without_times(recorded)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_run_whose_workers_all_die_is_given_up(cluster, tmp_path, capsys):
+    config = Config(method="none", epochs=1, **{**SMALLEST, "batch_size": 1, "unroll": 1})  # an epoch is long
+    kills, done = [], threading.Event()
+    killer = threading.Thread(target=kill_what_trains, args=(cluster, done, kills))
+    killer.start()
+    try:
+        with pytest.raises(RunsFailed, match=f"1 of 1 runs failed: {config.name}"):
+            run_grid([config], tmp_path / "runs", tmp_path / "records", on_dask(cluster.address))
+    finally:
+        done.set()
+        killer.join()
+    assert "  given up: begun 4 times, on workers that died before it had ended an epoch\n" in capsys.readouterr().out
+    assert 4 <= len(kills) <= 6  # a worker may die before it could say that the run was begun
 
 
 def test_no_worker_keeps_a_run_that_has_ended(monkeypatch):
