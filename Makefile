@@ -28,8 +28,9 @@ NARROW = $(strip $(call option,epochs,EPOCHS) $(call option,methods,METHODS) $(c
 help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
-	  printf '  %-11s %s\n' "$$target" "$$what"; done
-	@echo "demo, ptb, table2 and wikitext2 take EPOCHS= METHODS= SEEDS= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
+	  printf '  %-15s %s\n' "$$target" "$$what"; done
+	@echo "demo, ptb, table2, wikitext2 (table3), gamma, rates and initialisation take EPOCHS= METHODS= SEEDS= JOBS="
+	@echo "DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "test takes PYTEST_ARGS=; PYTHON= names the Python to use, CC= the C compiler."
 
@@ -56,11 +57,20 @@ ptb: $(STAMP) ## compare the methods on the Penn Treebank: ours beside the paper
 table2: $(STAMP) ## all 24 perplexities of Table 2 on the Penn Treebank: days on two cores, ours beside the paper's
 	@$(PY) -m experiments table2 $(NARROW)
 
-.PHONY: wikitext2
-wikitext2: $(STAMP) ## the same on WikiText-2
+.PHONY: wikitext2 table3
+wikitext2: $(STAMP) ## the same on WikiText-2, which is the paper's Table 3: as long again
 	@$(PY) -m experiments wikitext2 $(NARROW)
+table3: wikitext2 ## another name of it
 
-.PHONY: results
+.PHONY: gamma rates initialisation
+gamma: $(STAMP) ## choose gamma by validation, on the 1-layer tanh network
+rates: $(STAMP) ## choose dropout's rates in the same way
+initialisation: $(STAMP) ## compare what the recurrent weights start from in the same way
+gamma rates initialisation:
+	@$(PY) -m experiments $@ $(NARROW)
+
+.PHONY: results figures
+figures: results ## another name of the next
 results: $(STAMP) ## rewrite the README's tables and figures from the committed records
 	@$(PY) -m experiments readme
 

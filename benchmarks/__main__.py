@@ -13,14 +13,14 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from benchmarks.measure import Contender, measure
+from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
 from noisin._environment import threads
-from noisin.checkpoint import write_json
 from noisin.cli import OneLineParser, positive, run_command
 from noisin.errors import UserError
+from noisin.files import write_json
 from noisin.training import cpu_name
 
 OURS = ("limit", "none", "dropout", "noisin", "noisin*", "noisin-s4")
@@ -129,7 +129,7 @@ def _startup_seconds() -> Optional[float]:
         start = time.time()
         outcome = subprocess.run(command, capture_output=True, text=True)
         if outcome.returncode:
-            print(f"start-up left out: {outcome.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"start-up left out: {last_line(outcome.stderr)}", file=sys.stderr)
             return None
         seconds.append(json.loads(outcome.stdout) - start)
     return min(seconds[1:])  # the first one fills the cache

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 from tqdm import tqdm
 
@@ -84,7 +84,7 @@ class _Process:
         assert self._process.stdout is not None and self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ContenderFailed(self._process.stderr.read().strip().splitlines()[-1])
+            raise ContenderFailed(last_line(self._process.stderr.read()))
         return json.loads(line)
 
     def stop(self) -> None:
@@ -94,6 +94,11 @@ class _Process:
 
 class ContenderFailed(Exception):
     """A contender's process ended; its last line says why."""
+
+
+def last_line(said: str) -> str:
+    """Of what a process said before it ended."""
+    return (said.strip().splitlines() or ["it was killed"])[-1]
 
 
 class _Turns:
@@ -136,24 +141,27 @@ def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: 
         One measurement a contender (DESIGN, section 7); one that failed is left out, after a line that says why.
     """
     turns: List[_Turns] = []
+
+    def go_on(turn: _Turns, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except ContenderFailed as reason:
+            turns.remove(turn)
+            turn.stop()
+            what = f"{workload}: {turn.contender.name} in {turn.contender.dtype}"
+            tqdm.write(f"{what} left out: {reason}", file=sys.stderr)
+        bar.update()
+
     try:
         with tqdm(total=len(contenders) * (rounds + 1), desc=title or workload, leave=False, disable=None) as bar:
             for contender in contenders:
                 turn = _Turns(contender, workload)
                 turns.append(turn)
-                try:
-                    turn.warm_up()
-                except ContenderFailed as reason:
-                    turns.remove(turn)
-                    turn.stop()
-                    what = f"{workload}: {contender.name} in {contender.dtype}"
-                    tqdm.write(f"{what} left out: {reason}", file=sys.stderr)
-                bar.update()
+                go_on(turn, turn.warm_up)
             order = random.Random(0)
             for _ in range(rounds):
                 for turn in order.sample(turns, len(turns)):
-                    turn.round()
-                    bar.update()
+                    go_on(turn, turn.round)
         return [_measurement(turn, workload) for turn in turns]
     finally:
         for turn in turns:

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
-from noisin.checkpoint import write_file
 from noisin.errors import UserError
-from noisin.files import read_json
+from noisin.files import read_json, write_file
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"

@@ -13,7 +13,7 @@ import threading
 import uuid
 import warnings
 from functools import partial
-from typing import Any, Callable, Dict, Generator, Iterator, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, Mapping, Optional, Set, Tuple
 
 from noisin.errors import UserError
 from noisin.process import Job, run, run_on_worker
@@ -25,8 +25,6 @@ Engine = Callable[[Mapping[str, Job], Relay], Ended]
 
 # Seconds to wait for a scheduler.
 _PATIENCE = 10
-# So often a run is begun on workers that die before it has ended an epoch.
-_LIVES = 4
 
 
 def on_this_machine(jobs: int = 1) -> Engine:
@@ -74,15 +72,12 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
     from distributed import as_completed
 
     topic = f"noisin-{uuid.uuid4().hex}"
-    lives = dict.fromkeys(work, 0)  # how often each run was begun since its last whole epoch
+    spared: Set[str] = set()  # runs that Dask has given up, none of them since its last whole epoch
 
     def hear(event: Any) -> None:
         name, line = event[1]
-        if line is None:
-            lives[name] += 1
-            return
         if line.startswith("epoch "):
-            lives[name] = 0
+            spared.discard(name)
         relay(name, line)
 
     with _connected(address, jobs) as client:
@@ -97,8 +92,10 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
         ended = as_completed(list(names))
         for future in ended:
             name = names.pop(future)
-            # Dask counts a death against every task that the worker had, those too that only waited for their turn.
-            if _worker_died(future) and lives[name] < _LIVES:
+            # Dask counts a death against every task that the worker had, those too that only waited for their turn,
+            # and never forgets one: so a run has a second chance, and another one after each epoch.
+            if _workers_died(future) and name not in spared:
+                spared.add(name)
                 again = submit(name)
                 names[again] = name
                 ended.add(again)
@@ -108,7 +105,7 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
             yield name, record
 
 
-def _worker_died(future: Any) -> bool:
+def _workers_died(future: Any) -> bool:
     """Whether Dask has given a task up because too many workers died that had it."""
     from distributed import KilledWorker
 
@@ -122,7 +119,7 @@ def _result(future: Any, say: Callable[[str], None]) -> Optional[Record]:
     try:
         return future.result()
     except KilledWorker:
-        say(f"given up: begun {_LIVES} times, on workers that died before it had ended an epoch")
+        say("given up: too many workers have died that had it, and no epoch has ended meanwhile")
     except concurrent.futures.CancelledError:
         say("given up: the scheduler is gone, or has dropped the run")
     except Exception as error:  # whatever the worker could not do, as importing noisin

@@ -10,8 +10,8 @@ from experiments.declared import EXPERIMENTS
 from experiments.records import RESULTS, draw
 from experiments.runs import load_runs, runs_of
 from experiments.tables import frame, lines, markdown, markdown_safe
-from noisin.checkpoint import write_file
 from noisin.errors import UserError
+from noisin.files import write_file
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from experiments.declared import Experiment
 from noisin.config import Config, config_from_dict
@@ -55,10 +55,17 @@ def belonging(experiment: Experiment, configs: Sequence[Config]) -> List[bool]:
     return [replace(config, seed=1, dtype="float32") in declared for config in configs]
 
 
-def draw(experiment: Experiment, records: Sequence[Dict[str, Any]], path: Path, floor: Optional[float] = None) -> None:
+def draw(
+    experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path, floor: Optional[float] = None
+) -> None:
     """The curves of an experiment's runs: as Figure 2 where there is one case, else a panel a case."""
     if len(experiment.cases) == 1:
         figure2(records, path, experiment.title, floor)
         return
-    panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
+    # An option that is new since a record has its default there.
+    options = [config_from_dict(record["config"]).to_dict() for record in records]
+    panels = {
+        case.title: [record for record, given in zip(records, options) if case.covers(given)]
+        for case in experiment.cases
+    }
     validation_panels(panels, path, experiment.title)

@@ -19,8 +19,8 @@ from experiments.records import RESULTS
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
 from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown, markdown_safe
 from noisin import figures
-from noisin.checkpoint import write_file
 from noisin.errors import UserError
+from noisin.files import write_file
 
 FOLDER = Path("report")
 MEASUREMENTS = speed.HERE / "results.json"

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from experiments.engines import Engine
 from experiments.records import file_record, find_record, load_records
-from noisin.checkpoint import write_json
 from noisin.config import Config
 from noisin.errors import UserError
+from noisin.files import write_json
 from noisin.process import Job
 
 
@@ -85,7 +85,8 @@ def _filed(folder: Path, config: Config, record: Dict[str, Any]) -> bool:
 
 def _job(config: Config, runs: Path, threads: int, device: str) -> Job:
     directory = (runs / config.name).resolve()
-    write_json(directory / "options.json", config.to_dict())
+    if not (directory / "options.json").exists():  # what it says is in the directory's name
+        write_json(directory / "options.json", config.to_dict())
     # Where corpora and caches are is for this command to say, not for the environment of a worker elsewhere.
     environment = {name: value for name, value in os.environ.items() if name.startswith("NOISIN_")}
     return Job(str(directory), os.getcwd(), device, {**environment, "OMP_NUM_THREADS": str(threads)})

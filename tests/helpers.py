@@ -277,6 +277,7 @@ def numpy_unroll(cell, activation, weights, inputs, states, masks=(1, 1, 1), dev
             memory = sigmoid(forget) * memory + sigmoid(i) * np.tanh(g)
             h = sigmoid(o) * np.tanh(memory)
         else:
+            assert cell == "gru", f"write the equations of {cell} here"
             (pr, pu, pn), (rr, ru, rn) = np.split(projected, 3, axis=1), np.split(recurrent, 3, axis=1)
             update = sigmoid(pu + ru)
             h = (1 - update) * np.tanh(pn + sigmoid(pr + rr) * rn) + update * z

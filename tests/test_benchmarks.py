@@ -73,6 +73,22 @@ def test_pytorch_peers_make_steps(monkeypatch, noisy, cell, dtype):
         step()
 
 
+def test_a_contender_that_is_killed_in_the_middle_is_left_out(monkeypatch, capfd):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.02)
+    round_ = measure._Turns.round
+
+    def killed(turn):
+        if turn.contender.name == "none":
+            turn._processes[0]._process.kill()
+        round_(turn)
+
+    monkeypatch.setattr(measure._Turns, "round", killed)
+    contenders = [Contender(name, "float32", "ours", change=TINY) for name in ("none", "noisin")]
+    (left,) = measure.measure("ptb-rnn-256", contenders, rounds=2)
+    assert (left["name"], left["rounds"]) == ("noisin", 2)
+    assert "none in float32 left out: it was killed" in capfd.readouterr().err
+
+
 def test_measuring_interleaves_and_leaves_out_what_fails(monkeypatch, capfd):
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.02)
     contenders = [

@@ -225,8 +225,10 @@ def test_a_text_reads_the_same_in_pieces_of_any_size(parts: List[str], size: int
 
 
 def test_a_word_without_end_is_refused_before_it_fills_the_memory(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(alone / "mine", {**TEXT, "train": b"a" * 2 * data.PIECE + b" dax\n"})
-    assert "train.txt: a word of more than 65,536 characters" in fails(str(folder))
+    for before, length in ((0, 1), (1, 1), (100, 1), (data.PIECE // 2, 1), (0, 3 * data.PIECE)):
+        train = b"." * (before - 1) + b" " + b"a" * (data.PIECE + length) + b" dax\n"
+        folder = write_folder(alone / "mine", {**TEXT, "train": train})
+        assert "train.txt: a word of more than 65,536 characters" in fails(str(folder))
     write_folder(alone / "mine", {**TEXT, "train": b"a" * data.PIECE + b" dax\n"})
     assert len(data.load_corpus(str(folder)).train) == 3
 

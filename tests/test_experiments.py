@@ -22,7 +22,7 @@ from experiments.tables import frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
-from noisin.figures import figure2
+from noisin.figures import figure2, validation_panels
 from noisin.record import read_record, seal, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,14 +128,19 @@ def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     assert runs_of(TABLE3, load_runs(tmp_path)) == []
 
 
-def test_the_figure_is_a_picture_of_the_records(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
     from matplotlib.figure import Figure
 
-    drawn = []
-    save = Figure.savefig
+    drawn, save = [], Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *rest, **options: drawn.append(self) or save(self, *rest, **options)
     )
+    return drawn
+
+
+def test_the_figure_is_a_picture_of_the_records(tmp_path, drawn):
     records = [record_of(config) for config in FIGURE2.configs()]
     figure2(records, tmp_path / "figure.png", "Title", floor=17.0)
     assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -241,9 +246,14 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
     assert status == 2 and says in errors and errors.count("\n") == 1
 
 
-def test_curves_of_one_method_can_be_told_apart_by_gamma():
-    records = [record_of(config) for config in GAMMA.configs()]
-    assert len(records) == 3
-    shades = [figures._shade(record, records) for record in records]
-    assert all(shades.count(shade) == 1 for shade in shades)
-    assert figures._shade(records[2], records[2:]) == figures._shade(records[0], records[:1]) == {}
+def test_curves_of_one_method_can_be_told_apart_by_gamma(tmp_path, drawn):
+    records = [record_of(config) for config in [*GAMMA.configs(), *FIGURE2.configs(["none"])]]
+    records[3]["config"]["gamma"] = [0.7]  # which does not act
+    figure2(records, tmp_path / "figure.png", "Title")
+    validation, training = drawn[0].axes
+    curves = {line.get_label(): (line.get_markerfacecolor(), line.get_alpha()) for line in training.get_lines()}
+    assert list(curves) == ["deterministic", "NOISIN γ=0.1", "NOISIN γ=0.2", "NOISIN γ=0.4"]
+    assert len(set(curves.values())) == 4
+    validation_panels({"panel": records}, tmp_path / "panels.png", "Title")
+    looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in drawn[1].axes[0].get_lines()}
+    assert len({look for look in looks if look[0] == figures.STYLES["noisin"]["color"]}) >= 3

@@ -21,9 +21,9 @@ from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs
 from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe
-from noisin.checkpoint import read_json, write_json
 from noisin.config import config_from_dict
 from noisin.errors import UserError
+from noisin.files import read_json, write_json
 from noisin.record import seal
 
 NONE, NOISIN, LEARNED = (FIGURE2.configs([method])[0] for method in ("none", "noisin", "noisin*"))

@@ -18,10 +18,11 @@ import pytest
 from helpers import without_times
 
 from noisin import synthetic, training
-from noisin.checkpoint import RunDirectory, read_json
+from noisin.checkpoint import RunDirectory
 from noisin.config import METHODS, Config
 from noisin.data import load_corpus
 from noisin.errors import UserError
+from noisin.files import read_json
 from noisin.record import read_record
 from noisin.step import ClippingTrainer
 from noisin.training import initial_model, learning_rate, make_evaluator, train
@@ -65,6 +66,15 @@ def test_an_interrupted_run_ends_with_the_same_record_and_weights(tmp_path, corp
     assert len(parts["epochs"]) == 4
     best = f"best-{whole['best_epoch']:04d}.params"
     assert (tmp_path / "parts" / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
+
+
+def test_the_record_names_every_commit_that_trained_the_run(tmp_path, corpus, monkeypatch):
+    config = Config(**SMALL)
+    for epoch, commit in ((1, "first"), (2, "second"), (3, "second")):
+        monkeypatch.setattr(training, "_git_revision", lambda: commit)  # noqa: B023
+        run_and_kill(config, tmp_path, corpus, after_epoch=epoch)
+    monkeypatch.setattr(training, "_git_revision", lambda: None)  # outside a checkout
+    assert run(config, tmp_path, corpus)["git"] == "first, second"
 
 
 def test_another_seed_gives_another_run(tmp_path, corpus):
@@ -258,6 +268,9 @@ def test_options_that_do_not_act_do_not_tell_runs_apart():
     assert Config(method="noisin*", lower_bound=0.15) != Config(method="noisin*")
     assert Config(method="dropout", dropout_states=0.5) != Config(method="dropout")
     assert Config(cell="lstm", activation="tanh") == Config(cell="lstm")
+    whole = Config(method="noisin", learning_rate=1, gamma=[2], noise="gamma", noise_parameters={"k": 2})
+    assert whole.name == Config(**{**whole.to_dict(), "learning_rate": 1.0, "gamma": [2.0]}).name
+    assert '"learning_rate": 1.0' in json.dumps(whole.to_dict()) and '"k": 2.0' in json.dumps(whole.to_dict())
 
 
 def test_the_learning_rate_halves_after_the_fourth_epoch():

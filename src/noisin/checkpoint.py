@@ -17,6 +17,7 @@ previous one, whose files are still there. Should it or its files be damaged lat
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import re
@@ -32,7 +33,7 @@ from mxnet.gluon import Block, Trainer
 from noisin.arrays import parse_arrays
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError, quoted
-from noisin.files import hold_folder, is_locked, read_json, read_regular, write_whole
+from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
 STATUSES = ("running", "finished", "early-stopped", "diverged")
 
@@ -48,6 +49,7 @@ class Progress:
     started: str = ""
     status: str = "running"
     reason: Optional[str] = None  # why it diverged, if it did
+    revisions: List[str] = field(default_factory=list)  # the commits of the code that trained it, first one first
 
 
 class RunDirectory:
@@ -247,6 +249,8 @@ def _is_progress(progress: Progress) -> bool:
         and 0 <= progress.updates < 2**53
         and isinstance(progress.started, str)
         and progress.status in STATUSES
+        and isinstance(progress.revisions, list)
+        and all(isinstance(revision, str) for revision in progress.revisions)
     )
 
 
@@ -322,28 +326,15 @@ def _set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: 
     optimizer.num_update = updates
 
 
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """As `write_whole`, with a UserError that names the file where it cannot be written."""
-    try:
-        write_whole(path, write)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    except mx.MXNetError:  # from _write_arrays; MXNet does not say why
-        raise UserError(f"cannot write {path}: is the disk full, or the folder read-only?") from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename; a value that JSON cannot hold (NaN) is an error of ours."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:
     digest = []
 
     def write(temporary: Path) -> None:
-        mx.nd.save(str(temporary), arrays)
-        mx.nd.load(str(temporary))  # on a full disk `save` does not notice that its last few kilobytes are missing
+        try:
+            mx.nd.save(str(temporary), arrays)
+            mx.nd.load(str(temporary))  # on a full disk `save` does not notice that its last few kilobytes are missing
+        except mx.MXNetError:  # it does not say why
+            raise OSError(errno.EIO, "is the disk full, or the folder read-only?") from None
         digest.append(_sha256(temporary))
 
     write_file(path, write)

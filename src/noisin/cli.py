@@ -15,11 +15,12 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 from tqdm import tqdm
 
 from noisin import __version__
-from noisin.checkpoint import RunDirectory, read_json
+from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
 from noisin.data import PUBLISHED, Corpus, load_corpus, table1
 from noisin.device import find_device
 from noisin.errors import UserError
+from noisin.files import read_json
 from noisin.process import end_with_parent
 from noisin.sampling import sample_words
 from noisin.training import initial_model, make_evaluator, train

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
+from noisin.cells import ACTIVATIONS, CELLS, RECURRENT_INITS
 from noisin.errors import UserError, quoted
 from noisin.noise import FAMILIES, make_family
 
@@ -50,17 +51,15 @@ class Config:
         10000, "word types kept of one's own text; the rest are <unk>", low=3, high=1e7, group="data"
     )
     method: str = option("none", "what regularises the model; * learns gamma (paper: all four)", choices=METHODS)
-    cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=("rnn", "lstm", "gru"))
-    activation: Optional[str] = option(
-        "sigmoid", "of the rnn cell (paper: all three)", choices=("tanh", "sigmoid", "relu")
-    )
+    cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
+    activation: Optional[str] = option("sigmoid", "of the rnn cell (paper: all three)", choices=ACTIVATIONS)
     layers: int = option(1, "recurrent layers (paper: 1 and 2)", low=1, high=64)
     hidden: int = option(256, "units in each layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
     embedding: int = option(0, "size of the word embedding; 0: as hidden (paper: not stated)", low=0, high=1e5)
     recurrent_init: str = option(
         "orthogonal",
         "initial hidden-to-hidden weights (paper: plays 'a very big role', not stated)",
-        choices=("orthogonal", "identity", "uniform"),
+        choices=RECURRENT_INITS,
     )
     init_scale: float = option(0.1, "half-width of the other weights' uniform start", low=0, high=10)
     forget_bias: float = option(0.0, "initial bias of the LSTM's forget gate", low=-100, high=100)
@@ -132,6 +131,7 @@ class Config:
             object.__setattr__(self, "activation", None)  # LSTM and GRU have their own
         for entry in dataclasses.fields(self):
             _check(entry, getattr(self, entry.name))
+            object.__setattr__(self, entry.name, _with_floats(entry, getattr(self, entry.name)))
         if self.cell == "rnn" and self.activation is None:
             raise UserError("activation is missing: an rnn cell needs tanh, sigmoid or relu")
         try:
@@ -205,6 +205,15 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
     for number in values:
         if not bounds["low"] <= number <= bounds["high"]:  # also refuses NaN
             raise UserError(f"{where}: it must be from {bounds['low']:g} to {bounds['high']:g}")
+
+
+def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
+    """The value with 1.0 for 1 where the option is of floats: equal configurations have one fingerprint."""
+    if "float" not in str(entry.type) or value is None:
+        return value
+    if isinstance(value, dict):
+        return {name: float(number) for name, number in value.items()}
+    return [float(number) for number in value] if isinstance(value, list) else float(value)
 
 
 def _is_unicode(value: str) -> bool:

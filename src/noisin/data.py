@@ -223,7 +223,7 @@ def _pieces(path: Path) -> Iterator[Tuple[str, bool]]:
     for text in itertools.chain(_decoded(path), [""]):
         last = "" if not text or text[-1].isspace() else (rest + text).rsplit(None, 1)[-1]  # it may go on
         text, rest = f"{rest}{text}"[: len(rest) + len(text) - len(last)], last
-        if len(rest) > PIECE:
+        if max(map(len, [rest, *text.split(None, 1)[:1]])) > PIECE:  # of the others none is longer than a piece
             raise UserError(f"{path}: a word of more than {PIECE:,} characters; expected text, words between spaces")
         *lines, part = f"{text}|".splitlines()  # with the mark, the last is what no line end follows
         yield from ((line, True) for line in lines)

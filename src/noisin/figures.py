@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from noisin.checkpoint import write_file
+from noisin.files import write_file
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart; dashes and markers for print in grey.
 STYLES = {
@@ -155,20 +155,22 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
     methods = list(STYLES)
-    return sorted(
-        records, key=lambda run: (methods.index(run["method"]), run["config"].get("gamma") or [], run["seed"])
-    )
+    return sorted(records, key=lambda run: (methods.index(run["method"]), _spread(run), run["seed"]))
+
+
+def _spread(record: Mapping[str, Any]) -> List[float]:
+    """The gamma that a run was given; empty where its method has none."""
+    return record["config"]["gamma"] if record["method"] in ("noisin", "noisin*") else []
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
     """What tells a run's curve from those of its method that have another gamma."""
-    return SHADES[_gammas(record, records).index(record["config"].get("gamma")) % len(SHADES)]
+    return SHADES[_spreads(record, records).index(_spread(record)) % len(SHADES)]
 
 
-def _gammas(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[Any]:
+def _spreads(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[List[float]]:
     """What the runs of the record's method have as gamma, each once, lowest first."""
-    twins = [other for other in _by_method(records) if other["method"] == record["method"]]
-    found = [twin["config"].get("gamma") for twin in twins]
+    found = [_spread(twin) for twin in _by_method(records) if twin["method"] == record["method"]]
     return [gamma for index, gamma in enumerate(found) if gamma not in found[:index]]
 
 
@@ -194,7 +196,7 @@ def _save(figure: Figure, path: Path) -> None:
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
-    if "noisin" in record["method"] and len(_gammas(record, records)) > 1:
+    if "noisin" in record["method"] and len(_spreads(record, records)) > 1:
         label += f" γ={record['config']['gamma'][0]:g}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"

@@ -53,6 +53,20 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             aside.unlink()
 
 
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """As `write_whole`, with a UserError that names the file where it cannot be written."""
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON aside and rename; a value that JSON cannot hold (NaN) is an error of ours."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_bytes(path: Path, content: Union[bytes, memoryview]) -> None:
     """Write these bytes as `write_whole` does."""
     write_whole(path, lambda aside: aside.write_bytes(content))
@@ -180,7 +194,7 @@ def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
     path.mkdir(parents=True, exist_ok=True)
     lock = open_lock(path / "lock", patience)
     for torn in path.glob(".*.tmp"):
-        torn.unlink()
+        torn.unlink(missing_ok=True)
     return lock
 
 

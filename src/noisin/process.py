@@ -129,8 +129,8 @@ def _wait(process: subprocess.Popen, unwanted: Callable[[], bool]) -> int:
 def run_on_worker(job: Job, topic: str) -> Optional[Dict[str, Any]]:
     """Do the same as a task of Dask, whose workers import this module, and nothing else of ours, for it.
 
-    That it is begun is an event of `topic`, None, and so is each line of the run. The run stops when the scheduler has
-    forgotten the task, because the client is gone, or when the worker is being closed: then another one gets the task.
+    Each line of the run is an event of `topic`. The run stops when the scheduler has forgotten the task, because the
+    client is gone, or when the worker is being closed: then another one gets the task.
     """
     from distributed import Reschedule, get_worker
     from distributed.core import Status
@@ -143,11 +143,7 @@ def run_on_worker(job: Job, topic: str) -> Optional[Dict[str, Any]]:
         working = worker.status in (Status.running, Status.paused)
         return not working or task is None or task.state != "executing"
 
-    def say(line: Optional[str]) -> None:
-        worker.log_event(topic, [Path(job.directory).name, line])
-
-    say(None)
-    record = run(job, say, unwanted)
+    record = run(job, lambda line: worker.log_event(topic, [Path(job.directory).name, line]), unwanted)
     if record is None and unwanted():
         raise Reschedule
     return record

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
-from noisin.checkpoint import read_json, write_json
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
+from noisin.files import read_json, write_json
 from noisin.published import PUBLISHED
 
 

@@ -123,6 +123,8 @@ class _Run:
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> None:
+        if self.revision and self.revision not in self.progress.revisions:
+            self.progress.revisions.append(self.revision)
         # MXNet cannot save its random state: each epoch starts from a state of its own, so that a resumed run is exact.
         mx.random.seed(_stream(self.config.seed, epoch))
         self.step.trainer.set_learning_rate(learning_rate(self.config, epoch))
@@ -222,7 +224,7 @@ class _Run:
         if self.progress.best_epoch is not None:
             self.directory.load_weights(self.model, "best")
             test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
-        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device, self.revision)
+        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
         write_record(self.directory.record_path, record)
         self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
@@ -305,7 +307,6 @@ def make_record(
     test_ppl: Optional[Dict[str, Any]],
     corpus: Corpus,
     device: mx.Context,
-    revision: Optional[str],
 ) -> Dict[str, Any]:
     """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
@@ -331,7 +332,7 @@ def make_record(
         "config": config.to_dict(),
         "corpus_sha256": corpus.digest,
         "floor_ppl": corpus.floor,
-        "git": revision,
+        "git": ", ".join(progress.revisions) or None,
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
@@ -349,12 +350,12 @@ def _now() -> str:
 
 
 def _git_revision() -> Optional[str]:
-    """The commit the code stands at, with '+' where tracked files differ from it; None outside a checkout."""
+    """The commit of this package, with '+' where its tracked files differ from it; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         changes = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+            [*command, "status", "--porcelain", "--untracked-files=no", "."], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
