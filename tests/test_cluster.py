@@ -200,7 +200,7 @@ def kill_what_trains(cluster, done, kills):
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("cluster, runs", [(0, 16), pytest.param(3, 500, marks=pytest.mark.load)], indirect=["cluster"])
+@pytest.mark.parametrize("runs", [16, pytest.param(500, marks=pytest.mark.load)])
 def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cluster, tmp_path, capsys, runs):
     configs = [Config(method=METHODS[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
     kills, done, begun = [], threading.Event(), time.monotonic()
@@ -231,6 +231,25 @@ def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cl
     for config, alone in zip(again, undisturbed):
         (recorded,) = (record for record in records if record["config"] == config.to_dict())
         assert without_times(alone) == without_times(recorded)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_run_that_ends_an_epoch_in_each_of_its_lives_is_not_given_up(cluster, tmp_path):
+    config = Config(method="noisin", epochs=5, **{**SMALLEST, "batch_size": 10})
+    kills = []
+
+    def kill_after_each_epoch(jobs, relay):
+        def hear(name, line):
+            if line.startswith("epoch ") and len(kills) < 3:
+                (index,) = (index for index, worker in enumerate(cluster.workers) if trainings(worker))
+                kills.append(line)
+                cluster.kill_a_worker(index)
+            relay(name, line)
+
+        return on_dask(cluster.address)(jobs, hear)
+
+    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "records", kill_after_each_epoch)
+    assert len(kills) == 3 and len(record["epochs"]) == 5
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)
