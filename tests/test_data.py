@@ -567,7 +567,7 @@ def test_several_downloads_at_once_are_one(
     server.before_answer = lambda: time.sleep(1)  # the others come meanwhile
     folder = alone / "data" / "ptb"
     folder.mkdir(parents=True)
-    (folder / ".ptb.test.txt.0123.tmp").write_bytes(b"of a process that was kil")
+    (folder / f".ptb.test.txt.{32 * '0'}.tmp").write_bytes(b"of a process that was kil")
     with ThreadPoolExecutor(4) as pool:
         for corpus in pool.map(data.load_corpus, ["ptb"] * 4):
             assert words(corpus) == TOKENS

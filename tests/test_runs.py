@@ -74,10 +74,11 @@ def test_a_lock_is_let_go_when_its_file_is_closed(tmp_path):
 
 
 def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_removed(tmp_path):
-    torn = tmp_path / ".epoch-0001.params.0123.tmp"
+    torn, other = tmp_path / f".epoch-0001.params.{8 * '01ef'}.tmp", tmp_path / ".mine.tmp"
     torn.touch()
+    other.touch()
     with RunDirectory(tmp_path).held():
-        assert not torn.exists()
+        assert not torn.exists() and other.exists()
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
             open_lock(tmp_path / "lock", patience=0.2)
     file = open_lock(tmp_path / "lock")

@@ -193,7 +193,7 @@ def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
     """
     path.mkdir(parents=True, exist_ok=True)
     lock = open_lock(path / "lock", patience)
-    for torn in path.glob(".*.tmp"):
+    for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # as `write_whole` names them: nobody else's
         torn.unlink(missing_ok=True)
     return lock
 
