@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
@@ -49,12 +48,6 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     write_record(path, record)
 
 
-def belonging(experiment: Experiment, configs: Sequence[Config]) -> List[bool]:
-    """Of each configuration, whether it is one of the experiment's, whatever its seed and dtype."""
-    declared = experiment.configs(seeds=[1], dtype="float32")
-    return [replace(config, seed=1, dtype="float32") in declared for config in configs]
-
-
 def draw(
     experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path, floor: Optional[float] = None
 ) -> None:
@@ -63,9 +56,8 @@ def draw(
         figure2(records, path, experiment.title, floor)
         return
     # An option that is new since a record has its default there.
-    options = [config_from_dict(record["config"]).to_dict() for record in records]
     panels = {
-        case.title: [record for record, given in zip(records, options) if case.covers(given)]
+        case.title: [record for record in records if case.covers(config_from_dict(record["config"]).to_dict())]
         for case in experiment.cases
     }
     validation_panels(panels, path, experiment.title)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from experiments.declared import Case, Experiment
-from experiments.records import RESULTS, belonging
+from experiments.records import RESULTS
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
 from noisin.record import read_record
@@ -100,12 +100,18 @@ def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
 
     Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
     """
-    return [run for run, own in zip(runs, belonging(experiment, [run.config for run in runs])) if own]
+    declared = experiment.configs(seeds=[1], dtype="float32")
+    return [run for run in runs if replace(run.config, seed=1, dtype="float32") in declared]
 
 
 def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:
     """Those that belong to one case of it."""
-    return [run for run in runs_of(experiment, runs) if case.covers(run.config.to_dict())]
+    return in_case(case, runs_of(experiment, runs))
+
+
+def in_case(case: Case, runs: Sequence[Run]) -> List[Run]:
+    """Those of these runs of an experiment that are of one case."""
+    return [run for run in runs if case.covers(run.config.to_dict())]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Run, choose, number
+from experiments.runs import PAPER_NAMES, Run, choose, in_case, number
 
 NOT_RUN = "not run yet"
 
@@ -41,7 +41,7 @@ def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
     """These runs of an experiment, by case and method; a method without one has a line that says so."""
     found = []
     for case in experiment.cases:
-        of_case = [run for run in runs if case.covers(run.config.to_dict())]
+        of_case = in_case(case, runs)
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
             best = choose(of_method, method)

@@ -36,11 +36,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item
     """Leave out the tests of load, and say so, unless `-m` names them."""
     if "load" not in config.option.markexpr:
         for item in items:
-            if item.get_closest_marker("load"):
-                # Ten minutes of killed workers, 10,000 steps, a text of 100 MB: each has a small twin that always runs.
-                item.add_marker(
-                    pytest.mark.skip(reason="many minutes or a gigabyte; its small twin runs; -m load runs it")
-                )
+            load = item.get_closest_marker("load")
+            if load:
+                # Each test says what it takes, and which small one is run in its place.
+                item.add_marker(pytest.mark.skip(reason=f"{load.kwargs['reason']}; -m load runs this one"))
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def test_memory_does_not_grow_from_step_to_step(tmp_path):
     assert growth(leak=1024) > 0.8, "a leak of a kilobyte a step goes unnoticed: this test cannot fail any more"
 
 
-@pytest.mark.load
+@pytest.mark.load(reason="takes 11,000 steps, many minutes; the same is looked for over 1,500")
 @pytest.mark.timeout(7200)
 def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, capsys):
     sizes = resident(tmp_path, 44)  # 10,000 steps after a warm-up of 1,000
@@ -114,7 +114,7 @@ def own_text(path, max_vocabulary):
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
-@pytest.mark.load
+@pytest.mark.load(reason="takes minutes and a gigabyte; what a token takes is measured on 1 MB")
 @pytest.mark.timeout(7200)
 def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bounded_memory(tmp_path, capsys):
     path = tmp_path / "text.txt"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 UNKNOWN, END = "<unk>", "<eos>"
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
 PATIENCE = 600.0  # seconds to wait for another process that encodes a corpus
-TOKEN_BYTES, TYPE_BYTES = 20, 300  # of memory that encoding takes, measured: 13 to 20, and 280 for words of 10 letters
+TOKEN_BYTES, TYPE_BYTES = 22, 300  # of memory that encoding takes, measured: 13 to 22, and 280 for words of 10 letters
 PIECE = 2**16  # bytes of a text that are read at a time, and characters of the longest word
 CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
 
