@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import noisin  # noqa: F401  first of all, so that a broken environment is one line, not a traceback
+
+# isort: split
 import argparse
 import json
 import platform

@@ -324,6 +324,14 @@ def test_a_gpu_gets_an_environment_of_its_own_with_the_gpu_build():
     assert "gpu" not in make("-n", "ptb", "DEVICE=cpu").stdout
 
 
+def test_without_the_driver_nothing_is_downloaded_for_a_gpu(tmp_path):
+    if ctypes.util.find_library("cuda"):
+        pytest.skip("this machine has NVIDIA's driver")
+    result = run(["tools/make-venv", tmp_path / "venv", "requirements-gpu.txt"])
+    assert result.returncode == 2 and result.stdout == "" and not (tmp_path / "venv").exists()
+    assert "libcuda.so.1 is not on this machine" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_the_cuda_libraries_that_are_loaded_are_those_that_are_pinned():
     pinned = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)$", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE))
     assert pinned.pop("mxnet-cu117") == "1.9.1"
@@ -372,11 +380,13 @@ def test_a_gpu_build_that_cannot_load_is_one_line(tmp_path, libraries, says):
     assert says in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("module", ["noisin", "experiments", "benchmarks"])
 @pytest.mark.parametrize("threads", ["0", "two", "1,2"])
-def test_a_number_of_threads_that_is_none_is_one_line(threads):
+def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
     result = subprocess.run(
-        [sys.executable, "-m", "noisin", "--version"],
+        [sys.executable, "-m", module, "--help"],
         env={**os.environ, "OMP_NUM_THREADS": threads},
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -177,8 +177,8 @@ def prepare() -> None:
         load_cuda_libraries()
     except ImportError as error:
         # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
-        # helps. While Python still looks for the module of `python -m noisin`, sys.argv[0] is "-m".
-        if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m"):
+        # helps. In `python -m PACKAGE` sys.argv[0] is "-m" while Python looks for PACKAGE, then its __main__.py.
+        if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m", "__main__.py"):
             print(f"noisin: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         raise
