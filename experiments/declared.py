@@ -175,11 +175,16 @@ RATES = Experiment(
     name="rates",
     title="Choosing dropout's rates, Penn Treebank: 1-layer tanh RNN, 256 units",
     setting=TANH,
-    methods={"dropout": [{"weight_decay": DROPOUT["weight_decay"]}]},
-    cases=[
-        Case({**{f"dropout_{place}": rate for place in ("inputs", "states", "outputs")}, "dropout_embedding": rate / 2})
-        for rate in (0.05, 0.1, 0.2)
-    ],
+    methods={
+        "dropout": [
+            {
+                **{f"dropout_{place}": rate for place in ("inputs", "states", "outputs")},
+                "dropout_embedding": rate / 2,
+                "weight_decay": DROPOUT["weight_decay"],
+            }
+            for rate in (0.05, 0.1, 0.2)
+        ]
+    },
 )
 
 INITIALISATION = Experiment(

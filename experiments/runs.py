@@ -181,6 +181,11 @@ def name_of(config: Config) -> str:
     return PAPER_NAMES[config.method] + said.get(config.method, "")
 
 
+def rates(config: Config) -> Tuple[float, ...]:
+    """Dropout's rates: of inputs, states, outputs and embedding."""
+    return config.dropout_inputs, config.dropout_states, config.dropout_outputs, config.dropout_embedding
+
+
 def scores(runs: Sequence[Run]) -> List[Score]:
     """The runs by variant, each with its seeds in order."""
     variants: Dict[str, List[Run]] = {}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Run, choose, in_case, number
+from experiments.runs import PAPER_NAMES, Run, choose, in_case, number, rates
 
 NOT_RUN = "not run yet"
 
@@ -46,11 +46,15 @@ def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
             of_method = [run for run in of_case if run.config.method == method]
             best = choose(of_method, method)
             variants = len({run.variant for run in of_method})
-            for run in sorted(of_method, key=lambda run: (run.config.gamma, run.config.seed, run.config.dtype)):
+            for run in sorted(of_method, key=_order):
                 found.append(Line(case, method, run, best is not None and run in best.runs, variants > 1))
             if not of_method:
                 found.append(Line(case, method))
     return found
+
+
+def _order(run: Run) -> Tuple[Any, ...]:
+    return run.config.gamma, rates(run.config), run.config.seed, run.config.dtype
 
 
 def cells(line: Line) -> Dict[str, str]:
@@ -60,6 +64,8 @@ def cells(line: Line) -> Dict[str, str]:
     shown["method"] = PAPER_NAMES[line.method]
     if line.rivals:
         shown["chosen"] = "yes" if line.chosen else "no"
+        if line.run is not None and line.method == "dropout":
+            shown[RATES] = ", ".join(f"{rate:g}" for rate in rates(line.run.config))
     run = line.run
     paper = "-" if published is None else number(published)
     if run is None:
@@ -78,13 +84,16 @@ def cells(line: Line) -> Dict[str, str]:
     }
 
 
+RATES = "rates: inputs, states, outputs, embedding"
 COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "paper", "status")
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
-    names = [*experiment.cases[0].options, "method", *(["chosen"] if any(line.rivals for line in found) else [])]
-    return pd.DataFrame([cells(line) for line in found], columns=[*names, *COLUMNS]).fillna("-")
+    shown = [cells(line) for line in found]
+    among_rivals = [name for name in ("chosen", RATES) if any(name in row for row in shown)]
+    names = [*experiment.cases[0].options, "method", *among_rivals, *COLUMNS]
+    return pd.DataFrame(shown, columns=names).fillna("-")
 
 
 def markdown(table: pd.DataFrame) -> str:

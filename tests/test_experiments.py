@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import make_up_record
 
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, TABLE2, TABLE3
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.runs import load_runs, run_of, runs_of
@@ -246,14 +246,32 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
     assert status == 2 and says in errors and errors.count("\n") == 1
 
 
-def test_curves_of_one_method_can_be_told_apart_by_gamma(tmp_path, drawn):
-    records = [record_of(config) for config in [*GAMMA.configs(), *FIGURE2.configs(["none"])]]
+def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked():
+    runs = [run_of(record_of(config)) for config in RATES.configs()]
+    runs[1].record["valid_ppl"] = 10.0
+    table = frame(RATES, lines(RATES, runs))
+    assert list(table["rates: inputs, states, outputs, embedding"]) == [
+        *("0.05, 0.05, 0.05, 0.025", "0.1, 0.1, 0.1, 0.05", "0.2, 0.2, 0.2, 0.1"),
+    ]
+    assert list(table["chosen"]) == ["no", "yes", "no"]
+
+
+def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, drawn):
+    records = [record_of(config) for config in [*GAMMA.configs(), *FIGURE2.configs(["none"]), *RATES.configs()]]
     records[3]["config"]["gamma"] = [0.7]  # which does not act
     figure2(records, tmp_path / "figure.png", "Title")
     validation, training = drawn[0].axes
-    curves = {line.get_label(): (line.get_markerfacecolor(), line.get_alpha()) for line in training.get_lines()}
-    assert list(curves) == ["deterministic", "NOISIN γ=0.1", "NOISIN γ=0.2", "NOISIN γ=0.4"]
-    assert len(set(curves.values())) == 4
+    curves = {
+        line.get_label(): (line.get_color(), line.get_markerfacecolor(), line.get_alpha())
+        for line in training.get_lines()
+    }
+    assert list(curves) == [
+        "deterministic",
+        *(f"variational dropout {rates}" for rates in ("0.05, 0.05, 0.05, 0.025", "0.1, 0.1, 0.1, 0.05")),
+        "variational dropout 0.2, 0.2, 0.2, 0.1",
+        *("NOISIN γ=0.1", "NOISIN γ=0.2", "NOISIN γ=0.4"),
+    ]
+    assert len(set(curves.values())) == 7
     validation_panels({"panel": records}, tmp_path / "panels.png", "Title")
     looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in drawn[1].axes[0].get_lines()}
     assert len({look for look in looks if look[0] == figures.STYLES["noisin"]["color"]}) >= 3

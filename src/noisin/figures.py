@@ -21,7 +21,7 @@ STYLES = {
     "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
 }
-# Of the curves of one method, by gamma: full or hollow markers, dark or light lines.
+# Of the curves of one method, by its strength: full or hollow markers, dark or light lines.
 SHADES: Tuple[Dict[str, Any], ...] = (
     {},
     {"markerfacecolor": "white"},
@@ -45,19 +45,21 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     Parameters
     ----------
     records : sequence of dict
-        Runs; their curves are labelled by method, and by gamma where a method has several runs.
+        Runs; their curves are labelled by method, and by gamma or dropout's rates where a method has several.
     path : Path
         PNG to write.
     title : str, default none
     floor : float, optional
         A perplexity that no model can beat, drawn as a line.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     validation, training = figure.subplots(1, 2)
     _panel(validation, records, "valid_ppl", floor)
     _panel(training, records, "train_ppl", floor)
     validation.set_ylabel("perplexity a word (log scale)")
-    training.legend(frameon=False)
+    handles, labels = training.get_legend_handles_labels()
+    if handles:
+        _legend_below(figure, handles, labels)
     figure.suptitle(title)
     _save(figure, path)
 
@@ -148,30 +150,40 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
         if index % 3 == 1:
             axes.set_ylabel("validation perplexity (log scale)")
-    figure.legend(handles=[methods[name] for name in STYLES if name in methods], loc="outside lower center", ncols=4)
+    shown = [name for name in STYLES if name in methods]
+    if shown:
+        _legend_below(figure, [methods[name] for name in shown], [LABELS[name] for name in shown])
     figure.suptitle(title)
     _save(figure, path)
 
 
+def _legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under all panels, in as many columns as fit."""
+    columns = max(1, min(len(labels), 125 // max(map(len, labels))))  # characters in a line of 10 inches
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
 def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
     methods = list(STYLES)
-    return sorted(records, key=lambda run: (methods.index(run["method"]), _spread(run), run["seed"]))
+    return sorted(records, key=lambda run: (methods.index(run["method"]), _strength(run), run["seed"]))
 
 
-def _spread(record: Mapping[str, Any]) -> List[float]:
-    """The gamma that a run was given; empty where its method has none."""
-    return record["config"]["gamma"] if record["method"] in ("noisin", "noisin*") else []
+def _strength(record: Mapping[str, Any]) -> List[float]:
+    """The gamma or the rates that a run was given; empty where its method has none."""
+    if record["method"] == "dropout":
+        return [record["config"][f"dropout_{place}"] for place in ("inputs", "states", "outputs", "embedding")]
+    return record["config"]["gamma"] if record["method"] != "none" else []
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-    """What tells a run's curve from those of its method that have another gamma."""
-    return SHADES[_spreads(record, records).index(_spread(record)) % len(SHADES)]
+    """What tells a run's curve from those of its method that have another gamma or other rates."""
+    return SHADES[_strengths(record, records).index(_strength(record)) % len(SHADES)]
 
 
-def _spreads(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[List[float]]:
-    """What the runs of the record's method have as gamma, each once, lowest first."""
-    found = [_spread(twin) for twin in _by_method(records) if twin["method"] == record["method"]]
-    return [gamma for index, gamma in enumerate(found) if gamma not in found[:index]]
+def _strengths(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[List[float]]:
+    """What the runs of the record's method have as gamma or rates, each once, lowest first."""
+    found = [_strength(twin) for twin in _by_method(records) if twin["method"] == record["method"]]
+    return [strength for index, strength in enumerate(found) if strength not in found[:index]]
 
 
 def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any]) -> Any:
@@ -196,8 +208,9 @@ def _save(figure: Figure, path: Path) -> None:
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
-    if "noisin" in record["method"] and len(_spreads(record, records)) > 1:
-        label += f" γ={record['config']['gamma'][0]:g}"
+    if len(_strengths(record, records)) > 1:
+        name = "" if record["method"] == "dropout" else "γ="
+        label += f" {name}{', '.join(f'{value:g}' for value in _strength(record))}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
     if len({other.get("dtype") for other in twins}) > 1:
