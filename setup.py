@@ -25,12 +25,13 @@ setup(
     packages=find_packages("src"),
     package_data={"noisin": ["py.typed"]},
     ext_modules=[
-        Extension(  # no Python in it: noisin/crossentropy.py loads it with ctypes
-            "noisin._crossentropy",
-            ["src/noisin/_crossentropy.c"],
+        Extension(  # no Python in it: noisin/compiled.py loads it with ctypes
+            f"noisin.{name}",
+            [f"src/noisin/{name}.c"],
             extra_compile_args=["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"],
             libraries=["m"],
         )
+        for name in ("_crossentropy", "_normals")
     ],
     install_requires=[
         "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7

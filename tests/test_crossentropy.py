@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import make_language_model, random_states
 
-from noisin import crossentropy
+from noisin import compiled, crossentropy
 from noisin.crossentropy import FusedLikelihood, cross_entropy
 from noisin.model import BFLOAT16
 from noisin.objective import AveragedLikelihood
@@ -18,7 +18,7 @@ T, B, V = 4, 3, 7
 def to_bfloat16(values):
     """The nearest bfloat16 as uint16, by another way than the compiled code's: MXNet's conversion."""
     array = mx.nd.amp_cast(mx.nd.array(values), dtype=BFLOAT16)
-    return crossentropy._memory(array).copy()
+    return compiled.memory(array).copy()
 
 
 def from_bfloat16(bits):

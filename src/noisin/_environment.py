@@ -13,6 +13,7 @@ import warnings
 from importlib import metadata, util
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
+COMPILED_PARTS = ("_crossentropy", "_normals")
 
 # In the order in which they need one another; pinned in requirements-gpu.txt.
 _CUDA_PACKAGES = (
@@ -70,11 +71,13 @@ def check_cluster_role() -> None:
         )
 
 
-def compiled_part() -> str:
-    """Path of the library made of _crossentropy.c; raises ImportError where the package was not installed."""
-    spec = util.find_spec("noisin._crossentropy")
+def compiled_part(name: str) -> str:
+    """Path of the library made of a C file of this package; raises ImportError where it was not installed."""
+    spec = util.find_spec(f"noisin.{name}")
     if spec is None or spec.origin is None:
-        raise ImportError("noisin's compiled part is missing: install the package (make venv, or pip install .)")
+        raise ImportError(
+            f"noisin's compiled part {name} is missing: install the package (make venv, or pip install .)"
+        )
     return spec.origin
 
 
@@ -172,7 +175,8 @@ def prepare() -> None:
         check_python()
         check_numpy()
         check_cluster_role()
-        compiled_part()
+        for name in COMPILED_PARTS:
+            compiled_part(name)
         set_threads()
         load_cuda_libraries()
     except ImportError as error:

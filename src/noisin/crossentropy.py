@@ -13,10 +13,11 @@ from typing import Any, List, Tuple
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB, check_call
 from mxnet.gluon import HybridBlock
 
-from noisin._environment import compiled_part, threads
+from noisin import compiled
+from noisin._environment import threads
+from noisin.compiled import ARRAY, NUMBER
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood
 
@@ -47,7 +48,9 @@ class FusedLikelihood(AveragedLikelihood):
         with autograd.record():
             product, bias, states = self._products(inputs, states)
         targets = targets.asnumpy().reshape(-1)
-        log_p, bias_gradient = cross_entropy(_memory(product), _memory(bias), targets, 1 / self._samples)
+        log_p, bias_gradient = cross_entropy(
+            compiled.memory(product), compiled.memory(bias), targets, 1 / self._samples
+        )
         autograd.backward([product, bias], [product, mx.nd.array(bias_gradient)])
         return -float(log_p.sum(dtype=np.float64)) / self._samples, states
 
@@ -111,23 +114,9 @@ def cross_entropy(
     return log_p, bias_gradients.sum(axis=0)
 
 
-def _load() -> Any:
-    """The compiled function; ctypes gives up Python's lock while it runs."""
-    kernel = ctypes.CDLL(compiled_part()).noisin_cross_entropy
-    array, number = ctypes.c_void_p, ctypes.c_int64
-    kernel.argtypes = [array, ctypes.c_int, array, array, ctypes.c_float, number, number, array, array, array]
-    kernel.restype = None
-    return kernel
-
-
-def _memory(array: mx.nd.NDArray) -> np.ndarray:
-    """The array's own memory, once it is computed, for as long as the array lives; `asnumpy` would copy it."""
-    array.wait_to_read()
-    pointer = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
-    kind = ctypes.c_float if array.dtype == np.float32 else ctypes.c_uint16
-    return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(kind)), shape=array.shape)
-
-
-_KERNEL = _load()
+_KERNEL = compiled.function(
+    "_crossentropy",
+    "noisin_cross_entropy",
+    [ARRAY, ctypes.c_int, ARRAY, ARRAY, ctypes.c_float, NUMBER, NUMBER, ARRAY, ARRAY, ARRAY],
+)
 _POOL = ThreadPoolExecutor(threads(), thread_name_prefix="noisin-crossentropy")

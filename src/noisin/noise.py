@@ -18,6 +18,8 @@ from typing import Any, Dict, Type
 import mxnet as mx
 from mxnet.gluon import HybridBlock
 
+from noisin.normals import normal_like
+
 FAMILIES: Dict[str, Type[NoiseFamily]] = {}
 MODES = ("additive", "multiplicative")
 
@@ -96,7 +98,7 @@ class Gaussian(NoiseFamily):
     name = "gaussian"
 
     def sample(self, F: Any, like: Any) -> Any:
-        return F.random.normal_like(like)
+        return normal_like(F, like)
 
 
 @dataclass(frozen=True)
