@@ -97,6 +97,15 @@ def test_draws_follow_mxnets_seed_and_never_repeat():
     assert len(np.unique(values)) == values.size
 
 
+def test_another_type_has_the_same_draws():
+    draws = {}
+    for dtype in ("float32", "float64"):
+        mx.random.seed(3)
+        draws[dtype] = normal_like(mx.nd, mx.nd.zeros((30, 40), dtype=dtype)).asnumpy()
+        assert draws[dtype].dtype == dtype
+    np.testing.assert_array_equal(draws["float32"], draws["float64"])
+
+
 def poison(shape, count=40):
     """Leave NaN in memory that is free again, for whoever takes it without writing it."""
     arrays = [mx.nd.full(shape, np.nan) for _ in range(count)]

@@ -22,12 +22,12 @@ def normal_like(F: Any, like: Any) -> Any:
     F : module
         `mxnet.nd` or `mxnet.sym`.
     like : NDArray or Symbol
-        float32 tensor whose shape the draws take; its values are not used, and no gradient flows into it.
+        Tensor whose shape and type the draws take; its values are not used, and no gradient flows into it.
 
     Returns
     -------
     NDArray or Symbol
-        float32, of the shape of `like`.
+        Of the shape of `like`; drawn as float32.
     """
     if _GPU_BUILD:
         return F.random.normal_like(like)
@@ -53,7 +53,13 @@ class _Normals(mx.operator.CustomOp):
     def forward(self, is_train: bool, req: List[str], in_data: Any, out_data: Any, aux: Any) -> None:
         # A uniform of MXNet's has 24 random bits; the 16 highest of four of them are the key.
         words = (in_data[0].asnumpy().astype(np.float64) * 2**16).astype(np.uint16)
-        fill_normals(compiled.memory(out_data[0]), int.from_bytes(words.tobytes(), "little"))
+        key, out = int.from_bytes(words.tobytes(), "little"), out_data[0]
+        if out.dtype == np.float32:
+            fill_normals(compiled.memory(out), key)
+        else:
+            draws = np.empty(out.shape, np.float32)
+            fill_normals(draws, key)
+            out[:] = draws
 
     def backward(self, req: List[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any) -> None:
         for write, gradient in zip(req, in_grad):
@@ -72,6 +78,9 @@ class _NormalsOperator(mx.operator.CustomOpProp):
 
     def infer_shape(self, in_shape: List[Any]) -> Any:
         return in_shape, [in_shape[1]], []
+
+    def infer_type(self, in_type: List[Any]) -> Any:
+        return in_type, [in_type[1]], []
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> mx.operator.CustomOp:
         return _Normals()
