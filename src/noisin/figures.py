@@ -119,7 +119,7 @@ def _panel(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, floor: Op
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:
         axes.axhline(floor, color="#777777", linewidth=1)
-        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
         axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
 
 
