@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.claims import CLAIMS, Evidence, Judgement
 from experiments.declared import Experiment
 from experiments.runs import PAPER_NAMES, Mention, Run
-from experiments.tables import COLUMNS, NOT_RUN, Line, cells
+from experiments.tables import COLUMNS, NOT_RUN, RATES_COLUMN, Line, cells
 
 STYLE = Path(__file__).resolve().parent / "page.css"
 # The browser, too, is told to load nothing: a string that slipped through could not fetch or run anything.
@@ -259,7 +259,8 @@ def _line(line: Line) -> List[Cell]:
     """A line of the table; perplexities of ours lead to the run."""
     shown = cells(line)
     star = ' <span title="chosen by validation">★</span>' if line.rivals and line.chosen else ""
-    row = [Cell(escape(shown["method"]) + star)]
+    strength = f' <span title="{RATES_COLUMN}">{escape(shown[RATES_COLUMN])}</span>' if RATES_COLUMN in shown else ""
+    row = [Cell(escape(shown["method"]) + strength + star)]
     for column in COLUMNS:
         value = shown.get(column, "-")
         ours = line.run is not None and column in ("valid", "test clean", "test averaged")

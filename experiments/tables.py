@@ -65,7 +65,7 @@ def cells(line: Line) -> Dict[str, str]:
     if line.rivals:
         shown["chosen"] = "yes" if line.chosen else "no"
         if line.run is not None and line.method == "dropout":
-            shown[RATES] = ", ".join(f"{rate:g}" for rate in rates(line.run.config))
+            shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.run.config))
     run = line.run
     paper = "-" if published is None else number(published)
     if run is None:
@@ -84,14 +84,14 @@ def cells(line: Line) -> Dict[str, str]:
     }
 
 
-RATES = "rates: inputs, states, outputs, embedding"
+RATES_COLUMN = "rates: inputs, states, outputs, embedding"
 COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "paper", "status")
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
     shown = [cells(line) for line in found]
-    among_rivals = [name for name in ("chosen", RATES) if any(name in row for row in shown)]
+    among_rivals = [name for name in ("chosen", RATES_COLUMN) if any(name in row for row in shown)]
     names = [*experiment.cases[0].options, "method", *among_rivals, *COLUMNS]
     return pd.DataFrame(shown, columns=names).fillna("-")
 
@@ -116,6 +116,7 @@ def exact(found: Sequence[Line]) -> pd.DataFrame:
 EXACT: Tuple[str, ...] = (
     "method",
     "gamma",
+    "rates",
     "seed",
     "dtype",
     "best_epoch",
@@ -134,6 +135,8 @@ def _values(line: Line) -> Dict[str, Any]:
         record = line.run.record
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
         row.update({f"test_{name}": value for name, value in (record["test_ppl"] or {}).items()})
+        if line.method == "dropout":
+            row["rates"] = " ".join(map(repr, rates(line.run.config)))  # as `RATES_COLUMN` says
         row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
         row.update(chosen="yes" if line.chosen else "no")
     return row

@@ -15,10 +15,11 @@ import pytest
 from helpers import make_up_record
 
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
+from experiments.page import _line
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.runs import load_runs, run_of, runs_of
-from experiments.tables import frame, lines, markdown
+from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
@@ -254,6 +255,9 @@ def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked
         *("0.05, 0.05, 0.05, 0.025", "0.1, 0.1, 0.1, 0.05", "0.2, 0.2, 0.2, 0.1"),
     ]
     assert list(table["chosen"]) == ["no", "yes", "no"]
+    assert list(exact(lines(RATES, runs))["rates"]) == ["0.05 0.05 0.05 0.025", "0.1 0.1 0.1 0.05", "0.2 0.2 0.2 0.1"]
+    page = "".join(_line(line)[0].html for line in lines(RATES, runs))
+    assert all(rates in page for rates in table["rates: inputs, states, outputs, embedding"])
 
 
 def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, drawn):
