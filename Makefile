@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 # The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
 # none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
 # the old one), or with its Python gone, it is not this text. Then the environment is made anew.
-state = { pwd -P && cat setup.py constraints.txt src/noisin/*.c $(if $(GPU),requirements-gpu.txt) | cksum; }
+state = { pwd -P && cat setup.py constraints.txt src/noisin/*.[ch] $(if $(GPU),requirements-gpu.txt) | cksum; }
 ifneq ($(shell $(state)),$(shell [ -x $(PY) ] && cat $(STAMP) 2>/dev/null))
 .PHONY: $(STAMP)
 endif

@@ -26,12 +26,13 @@ setup(
     package_data={"noisin": ["py.typed"]},
     ext_modules=[
         Extension(  # no Python in it: noisin/compiled.py loads it with ctypes
-            f"noisin.{name}",
-            [f"src/noisin/{name}.c"],
+            f"noisin.{source.stem}",
+            [f"src/noisin/{source.name}"],
+            depends=["src/noisin/_vector.h"],
             extra_compile_args=["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"],
             libraries=["m"],
         )
-        for name in ("_crossentropy", "_normals")
+        for source in sorted((HERE / "src/noisin").glob("*.c"))
     ],
     install_requires=[
         "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7

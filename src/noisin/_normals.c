@@ -7,26 +7,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* One compiled version for each generation of processors; the best is taken when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
+#include "_vector.h"
 
 #define LANES 64 /* counters in a block; each gives four normals */
-
-static inline float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint32_t to_bits(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
 
 /* Random words for the counters (counter + lane, 0, 0), four for each lane. */
 static inline void philox(uint64_t counter, uint32_t key0, uint32_t key1, uint32_t word[4][LANES]) {

@@ -1,4 +1,4 @@
-"""Standard normal draws on a CPU in compiled code; MXNet draws element by element, which takes 17 times as long."""
+"""Standard normal draws on a CPU in compiled code; MXNet draws them element by element."""
 
 from __future__ import annotations
 
