@@ -136,6 +136,13 @@ def test_ratios_are_of_medians_and_leave_out_what_was_not_measured():
     assert report.ratios(RESULTS, "wikitext2-lstm-200").empty
 
 
+def test_a_goal_is_judged_before_rounding():
+    nearly = {"measurements": [measurement("limit", 1000.0), measurement("none", 799.0)]}
+    row = report.ratios(nearly, "ptb-rnn-256").iloc[0]
+    assert list(row[["measured", "goal", "met"]]) == ["0.80", ">= 0.80", "no"]
+    assert list(report.ratios(RESULTS, "ptb-rnn-256")["met"]) == ["yes", "no", "yes", "no"]
+
+
 def test_the_table_has_a_row_for_each_contender_in_both_dtypes():
     frame = report.table(RESULTS, "ptb-rnn-256").set_index("")
     assert list(frame.index) == ["matrix products alone", "deterministic", "NOISIN", "NOISIN, S = 4"]
