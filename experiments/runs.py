@@ -51,8 +51,9 @@ class Run:
         return math.inf if self.record["valid_ppl"] is None else self.record["valid_ppl"]
 
     def test(self, estimator: str) -> float:
-        """Test perplexity; infinite where a diverged run has none."""
-        return math.inf if self.record["test_ppl"] is None else self.record["test_ppl"][estimator]
+        """Test perplexity; infinite where a diverged run has none, or it was not finite."""
+        value = (self.record["test_ppl"] or {}).get(estimator)
+        return math.inf if value is None else value
 
     @property
     def variant(self) -> str:

@@ -105,11 +105,12 @@ def read_state(content: bytes) -> None:
 
 def read_weights(content: bytes) -> None:
     """As the weights of a checkpoint whose state names their sha256: that alone protects from accidents only."""
-    path = put(content, "weights", "epoch-0001.params")
-    state = {**STATE, "files": {"last": {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}}}
-    put(json.dumps(state).encode(), "weights", "state.json")
+    path = put(content, "weights", "best-0001.params")
+    named = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    progress = {**STATE["progress"], "best_epoch": 1, "best_valid_ppl": EPOCH["valid_ppl"]}
+    put(json.dumps({"files": {"last": named, "best": named}, "progress": progress}).encode(), "weights", "state.json")
     MODEL.weight.set_data(mx.nd.zeros((2, 3)))
-    RunDirectory(path.parent).load_weights(MODEL, "last")
+    RunDirectory(path.parent).load_best_weights(MODEL)
     assert np.isfinite(MODEL.weight.data().asnumpy()).all()
 
 

@@ -25,7 +25,7 @@ from helpers import (
 )
 from mxnet import autograd, gluon
 
-from noisin.cells import NoisyCell, VariationalDropoutCell, draw_mask, make_cells
+from noisin.cells import ElmanCell, NoisyCell, VariationalDropoutCell, draw_mask, make_cells
 from noisin.noise import FAMILIES
 
 T, B, INPUTS, HIDDEN = 4, 3, 3, 5
@@ -227,6 +227,16 @@ def test_valid_length_masks_outputs_and_keeps_the_last_valid_state(cell, activat
     assert_close([found], [stepped.asnumpy() * is_valid[:, :, None]])
     last = [np.stack([after[v - 1][n][row].asnumpy() for row, v in enumerate(valid)]) for n in range(len(states))]
     assert_close(next_states, last)
+
+
+def test_what_would_be_ignored_is_refused():
+    cell, inputs = ElmanCell(HIDDEN, input_size=INPUTS), sequence()
+    for option in ({"noise": make_noise("gaussian")}, {"recurrent_mask": mx.nd.ones((B, HIDDEN))}):
+        with pytest.raises(ValueError, match="valid_length does not go with"):
+            cell.unroll(T, inputs, layout="TNC", valid_length=mx.nd.ones(B), **option)
+    dropout = VariationalDropoutCell(ElmanCell(HIDDEN, input_size=INPUTS), states=0.5)
+    with pytest.raises(ValueError, match="give begin_state"):
+        dropout.unroll(T, mx.sym.Variable("inputs"), layout="TNC")
 
 
 @each_cell

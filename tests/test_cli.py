@@ -51,6 +51,13 @@ def refused(capsys, *arguments):
         ("train --gamma 0.1,0.2", "gamma has 2 values for 1 layers"),
         ("train --gamma -1", "gamma is [-1.0]: it must be from 0"),
         ("train --method noisin* --gamma 0.1", "must start above its bound"),
+        ("train --gamma 0.3", "--gamma does not act with method none: leave it out"),
+        ("train --method noisin --lower-bound 0.1", "--lower-bound does not act with method noisin"),
+        ("train --method noisin --dropout-states 0.1", "--dropout-states does not act with method noisin"),
+        ("train --cell gru --activation tanh", "--activation does not act with cell gru"),
+        ("train --cell gru --forget-bias 1", "--forget-bias does not act with cell gru"),
+        ("train --decay-after 2", "--decay-after does not act with decay 1.0"),
+        ("train --max-vocabulary 500", "--max-vocabulary does not act with corpus synthetic"),
         ("train --device tpu", "device is 'tpu'"),
         ("train --device gpu", "gpu:0 cannot be used"),
         ("train --corpus nowhere.txt", "nowhere.txt"),
@@ -109,6 +116,18 @@ def test_options_of_the_command_line_go_before_those_of_the_file(capsys, tmp_pat
     assert (config["hidden"], config["seed"], config["batch_size"]) == (6, 5, Config().batch_size)
 
 
+def test_a_file_and_the_command_line_are_one_configuration(capsys, tmp_path):
+    """What is valid only together is taken; a mistake may be in either."""
+    options, run = tmp_path / "options.json", tmp_path / "run"
+    options.write_text(json.dumps({"method": "noisin*", "gamma": [0.05], "hidden": 6, "epochs": 1}))
+    arguments = ["train", "--config", str(options), "--run-dir", str(run), "--quiet"]
+    assert f"in the command line with {options}, gamma starts at 0.05" in refused(capsys, *arguments)
+    assert "layers is 0" in refused(capsys, *arguments, "--lower-bound", "0.01", "--layers", "0")
+    assert main([*arguments, "--lower-bound", "0.01"]) == 0
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["gamma"], config["lower_bound"]) == ([0.05], 0.01)
+
+
 def test_train_help_explains_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -151,6 +170,24 @@ def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert printed["clean"] == pytest.approx(record["test_ppl"]["clean"], rel=1e-6)
     assert printed["bound"] >= printed["averaged"] > 1
     assert printed["samples"] == record["test_ppl"]["samples"]
+
+
+def test_more_samples_than_fit_into_memory_are_refused(own_run, capsys, monkeypatch):
+    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    assert "of memory or more" in refused(capsys, "evaluate", str(own_run / "run"), "--samples", "1000")
+
+
+@pytest.mark.parametrize("command, says", [("train", "the same command goes on"), ("evaluate", "nothing is left half")])
+def test_an_interruption_says_what_it_leaves(own_run, capsys, monkeypatch, command, says):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noisin.cli.initial_model", interrupted)
+    monkeypatch.setattr("noisin.cli.train", interrupted)
+    run = str(own_run / "run")
+    assert main(["train", "--quiet"] if command == "train" else [command, run]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith(f"noisin: interrupted; {says}") and error.count("\n") == 1
 
 
 def test_sample_writes_what_the_model_has_learned(own_run, capsys):
@@ -206,10 +243,10 @@ def test_python_m_noisin_is_the_command():
         assert result.stderr == "noisin: error: in the command line, hidden is 0: it must be from 1 to 100000\n"
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_ends_a_command_quietly_with_the_status_that_other_commands_have_then():
     command = f"{sys.executable} -m noisin data synthetic | true"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (141, "")  # not 0: a training that it ends has not finished
 
 
 @pytest.mark.parametrize("module, arguments", [("noisin", ["data", "synthetic"]), ("experiments", ["report", "--out"])])

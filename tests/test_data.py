@@ -805,7 +805,7 @@ def test_synthetic_corpus() -> None:
     assert corpus.vocabulary.idx_to_token == synthetic.source().types
     assert len(set(synthetic.source().types)) == len(corpus.vocabulary) == synthetic.TYPES
     eos = corpus.vocabulary["<eos>"]
-    for split, size in synthetic.SPLITS.items():
+    for split, size in synthetic.TOKENS.items():
         tokens = getattr(corpus, split)
         assert size <= len(tokens) < size + 200 and tokens[-1] == eos and tokens.dtype == np.int32
     assert "17.24" in data.table1([corpus])

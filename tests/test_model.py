@@ -227,6 +227,17 @@ def memoryless(**options):
     return model
 
 
+def test_word_types_keep_apart_in_masks_of_more_entries_than_float32_can_count():
+    rows, size = 3, 6_000_001
+    model = memoryless(method="dropout")
+    model.vocabulary_size = size
+    mask = mx.nd.zeros((rows, size))
+    mask[:, -1] = mx.nd.array([1, 2, 3])
+    with mx.autograd.train_mode():
+        found = model._by_word_type(mx.nd, mask, mx.nd.array([[size - 2] * rows, [size - 1] * rows]))
+    np.testing.assert_array_equal(found.asnumpy(), [[0, 0, 0], [1, 2, 3]])
+
+
 def test_embedding_dropout_drops_word_types_by_row_and_sequence():
     rates = {"dropout_inputs": 0.0, "dropout_states": 0.0, "dropout_outputs": 0.0, "dropout_embedding": 0.5}
     model, rows, patterns = memoryless(method="dropout", **rates), 20, []

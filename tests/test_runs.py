@@ -112,7 +112,7 @@ def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line for line in lines[1:]}
     valid, test = f"{record['valid_ppl']:.2f}", record["test_ppl"]
-    gamma = f"{record['epochs'][-1]['gamma'][0]:.3f}"
+    gamma = f"{record['epochs'][record['best_epoch'] - 1]['gamma'][0]:.3f}"
     best = str(record["best_epoch"])
     expected = ["a/done", "finished", "noisin*", "2", "of", "2", best, valid, gamma]
     assert rows["a/done"] == [*expected, f"{test['clean']:.2f}", f"{test['averaged']:.2f}"]
@@ -151,7 +151,7 @@ def test_events_hold_every_epoch_once(tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     first = scalars(tmp_path / "events")
     assert [first["perplexity/valid", n] for n in (1, 2, 3)] == pytest.approx([e["valid_ppl"] for e in metrics])
-    assert [first["gamma/layer0", n] for n in (1, 2, 3)] == pytest.approx([0.2] * 3)
+    assert [first["gamma/layer1", n] for n in (1, 2, 3)] == pytest.approx([0.2] * 3)
 
 
 def test_a_resumed_run_writes_its_earlier_epochs_anew(tmp_path):

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,21 @@ def test_the_command_shows_the_line_without_a_traceback(tmp_path, how):
     assert result.returncode == 2
     assert result.stdout == ""
     assert re.fullmatch(r"noisin: error: .*numpy 2\.4\.6.*\n", result.stderr)
+
+
+def test_a_program_of_somebody_elses_can_catch_it(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").touch()
+    program = "try: import noisin\nexcept ImportError as error: print('caught', error)"
+    (tmp_path / "other" / "__main__.py").write_text(program, encoding="utf-8")
+    result = run([sys.executable, "-m", "other"], PYTHONPATH=with_numpy(tmp_path, "2.4.6"))
+    assert (result.returncode, result.stdout[:12]) == (0, "caught noisi"), result.stderr
+
+
+def test_an_interruption_while_mxnet_loads_is_one_line(tmp_path):
+    (tmp_path / "mxnet.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    result = run([sys.executable, "-m", "noisin"], PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT / "src")]))
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "noisin: interrupted\n")
 
 
 @pytest.mark.parametrize("role", ["server", "scheduler"])

@@ -18,7 +18,7 @@ import pytest
 from helpers import without_times
 
 from noisin import synthetic, training
-from noisin.checkpoint import RunDirectory
+from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import METHODS, Config
 from noisin.data import load_corpus
 from noisin.errors import UserError
@@ -196,7 +196,7 @@ def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     record = train(config, tmp_path, corpus, report=lines.append, progress=False)
     assert record["status"] == "diverged" and record["test_ppl"] is None and record["valid_ppl"] is None
     (said,) = (line for line in lines if line.startswith("diverged in"))
-    assert re.match(r"diverged in epoch 1, batch \d+ \(step \d+\): .*; there was no checkpoint yet; ", said)
+    assert re.match(r"diverged in epoch 1, batch \d+ \(step \d+\): .*; no epoch was finished; ", said)
     assert "--learning-rate" in said and said[len("diverged in ") :].startswith(record["reason"] + "; ")
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
@@ -244,13 +244,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_that_step(tmp_path, corp
     assert record["reason"] == f"epoch 2, batch 3 (step 40): the gradient's norm is {poison}"
     weights = tmp_path / "best-0001.params"
     assert (
-        f"diverged in {record['reason']}; the last good checkpoint is that of epoch 1; {weights} keeps the weights of "
-        "epoch 1; try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
+        f"diverged in {record['reason']}; {weights} keeps the weights of epoch 1, the best one; "
+        "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
     ) in lines
     assert all(np.isfinite(values.asnumpy()).all() for values in mx.nd.load(str(weights)).values())
     monkeypatch.undo()
     alone = run(dataclasses.replace(config, epochs=1), tmp_path / "alone", corpus)
     assert record["test_ppl"] == alone["test_ppl"] and read_record(tmp_path / "record.json") == record
+    # What the messages advise: without its record the run is tested again, and not trained again.
+    (tmp_path / "record.json").unlink()
+    assert without_times(run(config, tmp_path, corpus)) == without_times(record)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -258,6 +261,79 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, corpus, monkeypatch, 
     monkeypatch.setattr(training.TrainingStep, "__call__", lambda self, inputs, targets: loss)
     record = run(Config(**SMALL), tmp_path, corpus)
     assert record["reason"] == f"epoch 1, batch 1 (step 1): the loss is {loss}"
+
+
+def test_a_run_that_explodes_in_every_batch_diverges_however_few_an_epoch_has(tmp_path, corpus, monkeypatch):
+    step = training.TrainingStep.__call__
+    monkeypatch.setattr(training.TrainingStep, "__call__", lambda *given: max(1e30, step(*given)))
+    monkeypatch.setattr(training, "LONGEST_EXPLOSION", 40)
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)  # the count outlives the process
+    record = run(Config(**SMALL), tmp_path, corpus)
+    assert record["status"] == "diverged" and len(record["epochs"]) == 1
+    assert record["reason"].startswith("epoch 2, batch 4 (step 41): 41 batches in a row")  # 37 batches are an epoch
+
+
+def test_a_test_perplexity_that_is_not_finite_is_null_in_the_record(tmp_path, corpus, capsys):
+    """So much noise that a word's probability is too small for a float; the weights themselves are sound."""
+    config = Config(method="noisin", init_scale=1.0, **{**SMALL, "gamma": [1000.0], "epochs": 1})
+    lines = []
+    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    assert read_record(tmp_path / "record.json") == record and record["status"] == "finished"
+    assert record["test_ppl"]["bound"] is None and record["test_ppl"]["clean"] > 1
+    assert lines[-1].startswith("finished: best epoch 1, valid ") and "not finite averaged over 3" in lines[-1]
+
+
+def test_a_finished_run_without_its_record_is_tested_again_and_not_trained_again(tmp_path, corpus, monkeypatch):
+    record = run(Config(**SMALL), tmp_path, corpus)
+    (tmp_path / "record.json").unlink()
+    monkeypatch.setattr(training.TrainingStep, "__call__", None)  # any training would fail
+    assert without_times(run(Config(**SMALL), tmp_path, corpus)) == without_times(record)
+
+
+def test_the_optimizer_goes_on_exactly_on_a_second_device_too(tmp_path):
+    """MXNet counts updates for each device; Adam's rate depends on them. A second CPU stands for a second GPU."""
+
+    def trained(steps, resume=None):
+        net = mx.gluon.nn.Dense(3, in_units=2)
+        mx.random.seed(1)
+        net.initialize(mx.init.Uniform(1), ctx=mx.cpu(1))
+        trainer = mx.gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.1}, kvstore=None)
+        progress = Progress()
+        if resume:
+            progress = resume.recover(print)
+            resume.restore(net, trainer, progress)
+        for step in range(progress.updates, steps):
+            with mx.autograd.record():
+                loss = (net(mx.nd.array([[1, step]], ctx=mx.cpu(1))) ** 2).sum()
+            loss.backward()
+            trainer.step(1)
+        return net, trainer
+
+    entry = dict.fromkeys(("train_ppl", "valid_ppl", "seconds", "tokens_per_second"), 1.0)
+    directory = RunDirectory(tmp_path)
+    directory.save(*trained(2), Progress(epochs=[{"epoch": 1, "gamma": [], **entry}], updates=2))
+    whole, parts = (net.weight.data().asnumpy() for net, _ in (trained(5), trained(5, directory)))
+    np.testing.assert_array_equal(parts, whole)
+
+
+def test_the_commit_is_that_of_this_package_and_not_of_a_checkout_around_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    monkeypatch.setattr(training, "__file__", str(tmp_path / "training.py"))
+    assert training._git_revision() is None
+    git("init", "-q")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "another project")
+    (tmp_path / "training.py").touch()
+    assert training._git_revision() is None
+    git("add", "training.py")
+    assert re.fullmatch("[0-9a-f]{40}[+]", training._git_revision())
+
+
+def test_the_spread_of_the_input_noise_is_in_the_metrics(tmp_path, corpus):
+    record = run(Config(method="noisin*", input_gamma=0.4, **{**SMALL, "epochs": 1}), tmp_path, corpus)
+    (entry,) = record["epochs"]
+    assert 0.1 < entry["input_gamma"] != 0.4 and len(entry["gamma"]) == 1
 
 
 def test_options_that_do_not_act_do_not_tell_runs_apart():
@@ -268,6 +344,10 @@ def test_options_that_do_not_act_do_not_tell_runs_apart():
     assert Config(method="noisin*", lower_bound=0.15) != Config(method="noisin*")
     assert Config(method="dropout", dropout_states=0.5) != Config(method="dropout")
     assert Config(cell="lstm", activation="tanh") == Config(cell="lstm")
+    assert Config(forget_bias=1.0) == Config() and Config(cell="lstm", forget_bias=1.0) != Config(cell="lstm")
+    assert Config(decay_after=2) == Config() and Config(decay=0.5, decay_after=2) != Config(decay=0.5)
+    assert Config(corpus="ptb", max_vocabulary=50) == Config(corpus="ptb")
+    assert Config(corpus="my.txt", max_vocabulary=50) != Config(corpus="my.txt")
     whole = Config(method="noisin", learning_rate=1, gamma=[2], noise="gamma", noise_parameters={"k": 2})
     assert whole.name == Config(**{**whole.to_dict(), "learning_rate": 1.0, "gamma": [2.0]}).name
     assert '"learning_rate": 1.0' in json.dumps(whole.to_dict()) and '"k": 2.0' in json.dumps(whole.to_dict())

@@ -13,6 +13,7 @@ import warnings
 from importlib import metadata, util
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
+COMMANDS = ("noisin", "experiments", "benchmarks")
 COMPILED_PARTS = ("_crossentropy", "_normals")
 
 # In the order in which they need one another; pinned in requirements-gpu.txt.
@@ -169,6 +170,28 @@ def silence_import_warnings() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(mxnet|gluonnlp)(\.|$)")
 
 
+def _is_command() -> bool:
+    """Whether Python was started for a command of this repository.
+
+    In `python -m PACKAGE` sys.argv[0] is "-m" while Python looks for PACKAGE, whichever that is, then its __main__.py.
+    """
+    folder, name = os.path.split(sys.argv[0] if sys.argv else "")
+    return (os.path.basename(folder) if name == "__main__.py" else name) in (*COMMANDS, "-m")
+
+
+def interrupt_in_one_line() -> None:
+    """Say an interruption in one line wherever it comes, as in the seconds that MXNet takes to load."""
+    usual = sys.excepthook
+
+    def hook(kind: type, error: BaseException, trace: object) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("noisin: interrupted", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def prepare() -> None:
     """Do all of the above, once, for `import noisin`."""
     try:
@@ -180,11 +203,11 @@ def prepare() -> None:
         set_threads()
         load_cuda_libraries()
     except ImportError as error:
-        # In a command no code of the user's can catch the exception, and a traceback would bury the one line that
-        # helps. In `python -m PACKAGE` sys.argv[0] is "-m" while Python looks for PACKAGE, then its __main__.py.
-        if os.path.basename(sys.argv[0] if sys.argv else "") in ("noisin", "-m", "__main__.py"):
+        if _is_command():  # no code of the user's can catch the exception; a traceback would bury the line that helps
             print(f"noisin: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         raise
+    if _is_command():
+        interrupt_in_one_line()
     keep_freed_memory()
     silence_import_warnings()

@@ -91,6 +91,8 @@ class ProjectedCell(HybridRecurrentCell):
             Outputs in `layout`, and the states after the last step.
         """
         if valid_length is not None:
+            if recurrent_mask is not None or noise is not None:
+                raise ValueError("valid_length does not go with recurrent_mask or noise here: wrap the cell instead")
             return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         self.reset()
         inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
@@ -330,6 +332,8 @@ class VariationalDropoutCell(WrapperCell):
         self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
     ) -> Tuple[Any, List[Any]]:
         inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
+        if begin_state is None and F is mx.sym:
+            raise ValueError("masks cannot be drawn inside a graph: give begin_state, made by cell.begin_state")
         begin_state = _get_begin_state(self, F, begin_state, inputs, batch_size)
         states, masks = begin_state[: -len(MASKS)], begin_state[-len(MASKS) :]
         input_mask, recurrent_mask, output_mask = (

@@ -46,6 +46,7 @@ class Progress:
     best_epoch: Optional[int] = None
     best_valid_ppl: Optional[float] = None
     updates: int = 0
+    exploding: int = 0  # batches in a row, up to the last one, whose loss has exploded
     started: str = ""
     status: str = "running"
     reason: Optional[str] = None  # why it diverged, if it did
@@ -156,16 +157,16 @@ class RunDirectory:
         return progress
 
     def _read_whole(self, state: Path) -> Progress:
-        """Progress of a checkpoint, after a look at all of its files."""
+        """Progress of a checkpoint, after a look at all of its files that are still needed."""
         progress, files = _read_state(state)
         for which in files:
-            self._read_arrays(which, state)
+            if which == "best" or progress.status == "running":
+                self._read_arrays(which, state)
         return progress
 
-    def load_weights(self, model: Block, which: str = "best") -> None:
-        """Set the model's parameters to those of the `best` or the `last` epoch."""
-        arrays = self._read_arrays(which, self.path / "state.json")
-        _set_parameters(model, arrays, self.path)
+    def load_best_weights(self, model: Block) -> None:
+        """Set the model's parameters to those of the best epoch."""
+        _set_parameters(model, self._read_arrays("best", self.path / "state.json"), self.path)
 
     def restore(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Set parameters and optimizer to where the last checkpoint left them."""
@@ -179,7 +180,7 @@ class RunDirectory:
         # Before what counts: once that says that training has ended, this file is not written again.
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-        last, best = self.path / f"epoch-{epoch:04d}.params", self._best_path(progress.best_epoch)
+        last, best = self.path / f"epoch-{epoch:04d}.params", self.best_path(progress.best_epoch)
         weights = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
         digests = {"last": _write_arrays(last, {**weights, **_optimizer_arrays(trainer)})}
         if progress.best_epoch == epoch:
@@ -200,13 +201,20 @@ class RunDirectory:
             if old.name not in kept:
                 old.unlink()
 
+    def end(self, progress: Progress) -> None:
+        """Note that training has ended without another epoch; where there is none, nothing is left to note it in."""
+        state = self.path / "state.json"
+        if state.exists():
+            write_json(state, {**read_json(state), "progress": dataclasses.asdict(progress)})
+
     def drop_checkpoints(self, best_epoch: Optional[int]) -> None:
         """Remove what only a resume needs; the weights of the best epoch stay."""
         for old in [*self.path.glob("*.params"), *self.path.glob("state-before.json")]:
-            if old != self._best_path(best_epoch):
+            if old != self.best_path(best_epoch):
                 old.unlink()
 
-    def _best_path(self, epoch: Optional[int]) -> Path:
+    def best_path(self, epoch: Optional[int]) -> Path:
+        """Where the weights of the best epoch are."""
         return self.path / f"best-{epoch or 0:04d}.params"
 
     def _read_arrays(self, which: str, state: Path) -> Dict[str, np.ndarray]:
@@ -247,8 +255,11 @@ def _is_progress(progress: Progress) -> bool:
         and (best is None or (type(best) is int and 1 <= best <= len(epochs) and _is_number(progress.best_valid_ppl)))
         and type(progress.updates) is int
         and 0 <= progress.updates < 2**53
+        and type(progress.exploding) is int
+        and progress.exploding >= 0
         and isinstance(progress.started, str)
         and progress.status in STATUSES
+        and (progress.reason is None or isinstance(progress.reason, str))
         and isinstance(progress.revisions, list)
         and all(isinstance(revision, str) for revision in progress.revisions)
     )
@@ -322,6 +333,7 @@ def _set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: 
                 value[:] = _array(arrays, f"optimizer:{index}:{place}", value.shape, where)
         updater.states[index] = state
         updater.states_synced[index] = True
+        optimizer._set_current_context(parameter.data().context.device_id)  # each device has counts of its own
         optimizer._index_update_count[index] = updates
     optimizer.num_update = updates
 

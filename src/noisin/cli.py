@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
@@ -17,11 +18,13 @@ from tqdm import tqdm
 from noisin import __version__
 from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
-from noisin.data import PUBLISHED, Corpus, load_corpus, table1
+from noisin.data import Corpus, load_corpus, table1
 from noisin.device import find_device
 from noisin.errors import UserError
 from noisin.files import read_json
 from noisin.process import end_with_parent
+from noisin.published import NAMES
+from noisin.record import finite_or_null
 from noisin.sampling import sample_words
 from noisin.training import initial_model, make_evaluator, train
 
@@ -29,11 +32,10 @@ EPILOG = "A mistake of yours ends with one line on stderr and status 2; an inter
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a user's mistake, 130 for an interruption."""
+    """Run the command line and return the exit status: as `run_command`."""
     end_with_parent()
     arguments = _parser().parse_args(argv)
-    again = "the same command goes on from the last finished epoch"
-    return run_command("noisin", lambda: arguments.command(arguments), again)
+    return run_command("noisin", lambda: arguments.command(arguments), arguments.again)
 
 
 def run_command(program: str, work: Callable[[], None], again: str) -> int:
@@ -50,7 +52,7 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
     Returns
     -------
     int
-        The exit status: 0, 2 for a user's mistake, 130 for an interruption.
+        The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has gone.
     """
     try:
         work()
@@ -64,6 +66,7 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
         _discard_output()
+        return 128 + signal.SIGPIPE  # as a shell says it of other commands
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # a defect of ours
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="noisin", description="Recurrent language models regularised by noise.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"noisin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(again="nothing is left half-written")
 
     data = commands.add_parser("data", help="find, download, check and describe corpora", epilog=EPILOG)
     data.add_argument(
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_dir(training)
     _add_device(training)
-    training.set_defaults(command=_train)
+    training.set_defaults(command=_train, again="the same command goes on from the last finished epoch")
 
     evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
     _add_run(evaluate)
@@ -216,18 +220,27 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    given = {e.name: getattr(arguments, e.name) for e in dataclasses.fields(Config) if hasattr(arguments, e.name)}
-    if arguments.config:
-        from_file = read_json(Path(arguments.config))
-        # The config.json of a run is taken as it is.
-        from_file = from_file["config"] if isinstance(from_file.get("config"), dict) else from_file
-        config_from_dict(from_file, source=arguments.config)
-        given = {**from_file, **given}
-    config = config_from_dict(given, source="the command line")
+    config = _config(arguments)
     device = find_device(arguments.device)
     corpus = config_corpus(config, arguments.data_dir)
     directory = arguments.run_dir or Path("runs") / config.name
     train(config, directory, corpus, device, _report, progress=not arguments.quiet, events=arguments.events)
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    """The configuration of a training: the command line's options before those of `--config`."""
+    given = {e.name: getattr(arguments, e.name) for e in dataclasses.fields(Config) if hasattr(arguments, e.name)}
+    from_file, source = {}, "the command line"
+    if arguments.config:
+        from_file, source = read_json(Path(arguments.config)), f"{source} with {arguments.config}"
+        # The config.json of a run is taken as it is.
+        from_file = from_file["config"] if isinstance(from_file.get("config"), dict) else from_file
+    config = config_from_dict({**from_file, **given}, source)
+    for name in given:
+        if name in config.idle:  # better said now than found out after a long run
+            by = config.idle[name]
+            raise UserError(f"--{name.replace('_', '-')} does not act with {by} {getattr(config, by)}: leave it out")
+    return config
 
 
 def _report(line: str) -> None:
@@ -237,12 +250,10 @@ def _report(line: str) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    config, corpus, model, device = _load_run(arguments)
-    if arguments.samples:
-        config = dataclasses.replace(config, eval_samples=arguments.samples)
+    config, corpus, model, device = _load_run(arguments, arguments.samples)
     evaluator = make_evaluator(model, config, corpus, device, progress=True)
     result = evaluator.all(getattr(corpus, arguments.split), arguments.seed)
-    print(json.dumps({"split": arguments.split, **result}))
+    print(json.dumps({"split": arguments.split, **finite_or_null(result)}))
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -275,21 +286,22 @@ def _runs(arguments: argparse.Namespace) -> None:
 def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:
     """The corpus that a configuration names, or the same text at `moved_to`."""
     name = moved_to or config.corpus
-    published = name in PUBLISHED or name == "synthetic"
-    return load_corpus(name, data_dir, max_vocabulary=None if published else config.max_vocabulary)
+    return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
 
 
-def _load_run(arguments: argparse.Namespace) -> Any:
-    """The configuration, corpus, best model and device of a run directory."""
+def _load_run(arguments: argparse.Namespace, samples: Optional[int] = None) -> Any:
+    """The configuration, corpus, best model and device of a run directory; `samples` replaces its eval_samples."""
     directory = RunDirectory(arguments.run)
     config = directory.read_config()
+    if samples:
+        config = dataclasses.replace(config, eval_samples=samples)
     corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
     expected = read_json(directory.path / "config.json").get("corpus_sha256")
     if corpus.digest != expected:
         raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
     device = find_device(arguments.device)
     model = initial_model(config, len(corpus.vocabulary), device)
-    directory.load_weights(model, "best")
+    directory.load_best_weights(model)
     model.hybridize()
     return config, corpus, model, device
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from noisin.cells import ACTIVATIONS, CELLS, RECURRENT_INITS
 from noisin.errors import UserError, quoted
 from noisin.noise import FAMILIES, make_family
+from noisin.published import NAMES
 
 METHODS = ("none", "dropout", "noisin", "noisin*")
 
@@ -36,8 +37,8 @@ def option(
 class Config:
     """What defines a run's result: two runs of equal configuration are the same run.
 
-    Options that do not act (the noise of a model without any, say) are set to their defaults, so that they do not tell
-    runs apart. Each field's meaning, range and value in the paper are in its `option`, which `noisin train --help`
+    Options that do not act (those of `idle`, as the noise of a model without any) are set to their defaults, so that
+    they do not tell runs apart. Each field's meaning, range and value in the paper are in its `option`, which `noisin train --help`
     prints.
 
     Raises
@@ -148,14 +149,29 @@ class Config:
                     "above its bound"
                 )
 
-        self._forget_what_does_not_act()
-
-    def _forget_what_does_not_act(self) -> None:
-        acting = {"dropout": self.method == "dropout", "noise": self.method in ("noisin", "noisin*")}
         for entry in dataclasses.fields(self):
-            group = entry.metadata["group"]
-            if not acting.get(group, True) or (entry.name == "lower_bound" and self.method != "noisin*"):
+            if entry.name in self.idle and entry.name != "activation":  # None already
                 object.__setattr__(self, entry.name, copy.copy(entry.metadata["default"]))
+
+    @property
+    def idle(self) -> Dict[str, str]:
+        """The options that do not act, each with the one whose value keeps it from acting."""
+        needs = {"dropout": ("dropout",), "noise": ("noisin", "noisin*")}  # a method of these
+        found = {
+            entry.name: "method"
+            for entry in dataclasses.fields(self)
+            if self.method not in needs.get(entry.metadata["group"], METHODS)
+        }
+        for name, by, acts in (
+            ("lower_bound", "method", self.method == "noisin*"),
+            ("activation", "cell", self.cell == "rnn"),
+            ("forget_bias", "cell", self.cell == "lstm"),
+            ("decay_after", "decay", self.decay != 1),
+            ("max_vocabulary", "corpus", self.corpus not in NAMES),
+        ):
+            if not acts:
+                found[name] = by
+        return found
 
     def layer_gammas(self) -> List[float]:
         """One spread a layer, bottom first."""

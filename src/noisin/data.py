@@ -38,7 +38,7 @@ import numpy as np
 from noisin import synthetic
 from noisin.errors import UserError
 from noisin.files import MEMORY, hold_folder, parse_json, read_regular, write_bytes
-from noisin.published import PUBLISHED, SPLITS, find_files
+from noisin.published import NAMES, PUBLISHED, SPLITS, find_files
 
 if TYPE_CHECKING:
     import gluonnlp
@@ -114,7 +114,7 @@ def load_corpus(
         names the file, what was expected and what to do.
     """
     if max_vocabulary is not None:
-        if name in PUBLISHED or name == "synthetic":
+        if name in NAMES:
             raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
         if max_vocabulary < 3:
             raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
@@ -354,7 +354,7 @@ def statistics(corpus: Corpus) -> Dict[str, Any]:
 
 
 def table1(corpora: Sequence[Corpus]) -> str:
-    """Print Table 1 of the paper, ours beside the paper's numbers.
+    """Table 1 of the paper, ours beside the paper's numbers.
 
     Parameters
     ----------

@@ -36,6 +36,11 @@ def find_device(name: str = "auto") -> mx.Context:
     return mx.gpu(index)
 
 
+def device_name(device: mx.Context) -> str:
+    """What `find_device` takes for this device: cpu, or gpu:N."""
+    return "cpu" if device.device_type == "cpu" else f"{device.device_type}:{device.device_id}"
+
+
 def _why_unusable(index: int) -> str:
     """What keeps GPU `index` from being used, or nothing."""
     if not mx.runtime.Features().is_enabled("CUDA"):

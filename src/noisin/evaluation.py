@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Optional
 
 import mxnet as mx
 import numpy as np
@@ -28,7 +28,9 @@ class Evaluator:
         Steps in one pass; states are carried on.
     samples : int, default 10
         S, trajectories of the noise; each keeps its own state through the whole split.
-    device : mxnet.Context, optional
+    device : mxnet.Context, default cpu
+    progress : bool, default False
+        Show a progress bar where standard error is a terminal.
     """
 
     def __init__(
@@ -38,11 +40,11 @@ class Evaluator:
         batch_size: int = 10,
         unroll: int = 35,
         samples: int = 10,
-        device: mx.Context = None,
+        device: Optional[mx.Context] = None,
         progress: bool = False,
     ) -> None:
         self._model = model
-        self._shape = (eos, batch_size, unroll)
+        self._eos, self._batch_size, self._unroll = eos, batch_size, unroll
         self._device = device or mx.cpu()
         self._progress = progress
         self.samples = samples if model.stochastic else 1
@@ -50,7 +52,7 @@ class Evaluator:
         self._sampled = self._objective(self.samples)
 
     def _objective(self, samples: int) -> AveragedLikelihood:
-        objective = AveragedLikelihood(self._model, self._shape[2], samples)
+        objective = AveragedLikelihood(self._model, self._unroll, samples)
         objective.hybridize(static_alloc=True, static_shape=True)
         return objective
 
@@ -77,9 +79,8 @@ class Evaluator:
         return {"clean": clean, **sampled, "samples": self.samples}
 
     def _perplexities(self, objective: AveragedLikelihood, tokens: np.ndarray) -> Dict[str, float]:
-        eos, batch_size, unroll = self._shape
         totals = np.zeros(2)  # in float64: of the bound and of the averaged log-likelihood
-        states = objective.begin_state(batch_size, self._device)
+        states = objective.begin_state(self._batch_size, self._device)
         with tqdm(
             total=len(tokens),
             unit=" words",
@@ -88,7 +89,7 @@ class Evaluator:
             leave=False,
             disable=None if self._progress else True,
         ) as bar:
-            for inputs, targets, weights in evaluation_batches(tokens, eos, batch_size, unroll):
+            for inputs, targets, weights in evaluation_batches(tokens, self._eos, self._batch_size, self._unroll):
                 states = self._model.begin_sequence(states)
                 inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))
                 _, log_p, states = objective(inputs, targets, states)

@@ -53,7 +53,7 @@ class Events:
             "perplexity/train": entry["train_ppl"],
             "perplexity/valid": entry["valid_ppl"],
             "words_per_second": entry["tokens_per_second"],
-            **{f"gamma/layer{layer}": gamma for layer, gamma in enumerate(entry["gamma"])},
+            **{f"gamma/layer{layer}": gamma for layer, gamma in enumerate(entry["gamma"], 1)},
         }
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         with self._written():

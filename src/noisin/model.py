@@ -158,8 +158,10 @@ class LanguageModel(HybridBlock):
 
     def _by_word_type(self, F: Any, mask: Any, tokens: Any) -> Any:
         """Entry [b, tokens[t, b]] of a (B, V) mask for each t and b: the same for each use of a word in a sequence."""
-        row_starts = F.contrib.arange_like(tokens, axis=1) * self.vocabulary_size
-        places = F.broadcast_add(tokens, F.expand_dims(row_starts, axis=0))
+        # In whole numbers: B * V may be more than float32 can count to.
+        rows = F.cast(F.contrib.arange_like(tokens, axis=1), dtype="int32")
+        row_starts = F.expand_dims(rows * self.vocabulary_size, axis=0)
+        places = F.broadcast_add(F.cast(tokens, dtype="int32"), row_starts)
         return F.take(F.reshape(active_mask(F, mask), shape=(-1,)), places)
 
 

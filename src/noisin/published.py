@@ -134,6 +134,7 @@ PUBLISHED = {
         paper_unknown_rate=0.026,
     ),
 }
+NAMES = (*PUBLISHED, "synthetic")  # what is called so is that corpus; any other name is a path
 
 
 def find_files(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Path]:

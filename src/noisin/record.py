@@ -9,14 +9,15 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
 from noisin.files import read_json, write_json
-from noisin.published import PUBLISHED
+from noisin.published import NAMES
 
 
 def seal(record: Mapping[str, Any]) -> Dict[str, Any]:
@@ -83,6 +84,11 @@ def check_record(record: Mapping[str, Any], source: str) -> Config:
             f"{source} is not the record of a run: {wrong}; restore it, or delete it and run it again"
         ) from None
     return config
+
+
+def finite_or_null(perplexities: Mapping[str, float]) -> Dict[str, Optional[float]]:
+    """Perplexities as JSON can hold them: null for one that is infinite or not a number."""
+    return {name: value if math.isfinite(value) else None for name, value in perplexities.items()}
 
 
 class _Wrong(Exception):
@@ -154,7 +160,8 @@ SCHEMA: Dict[str, Any] = {
     "started": _TIME,
     "finished": _TIME,
 }
-_TEST_PPL = {"clean": _POSITIVE, "bound": _POSITIVE, "averaged": _POSITIVE, "samples": _COUNT}
+# Null: not a finite number, as with so much noise that a word's probability is too small for a float.
+_TEST_PPL = {name: _or_null(_POSITIVE) for name in ("clean", "bound", "averaged")}
 # Copied from the configuration, for those who read records without it.
 _COPIES = ("cell", "activation", "layers", "hidden", "method", "seed", "dtype")
 
@@ -201,8 +208,8 @@ def _check_agreement(record: Mapping[str, Any], config: Config) -> None:
     for name, expected in copies.items():
         if repr(record.get(name, "missing")) != repr(expected):  # 1, 1.0 and true are equal, but not the same
             raise _Wrong(f"{name} is {_short(record.get(name, 'missing'))}, but {expected!r} in its configuration")
-    named = {*PUBLISHED, "synthetic"}  # another text must not pass for one of these
-    if {record["corpus"], config.corpus} & named and record["corpus"] != config.corpus:
+    # Another text must not pass for one of these.
+    if {record["corpus"], config.corpus} & set(NAMES) and record["corpus"] != config.corpus:
         raise _Wrong(f"corpus is {_short(record['corpus'])}, but {_short(config.corpus)} in its configuration")
     _check_epochs(record["epochs"], config, config.layers if noisy else 0)
     _check_best(record, config)
@@ -232,6 +239,7 @@ def _check_best(record: Mapping[str, Any], config: Config) -> None:
     for name, expected in (("best_epoch", best["epoch"]), ("valid_ppl", best["valid_ppl"]), ("gamma", best["gamma"])):
         if record[name] != expected:
             raise _Wrong(f"{name} is {_short(record[name])}, but its best epoch makes it {_short(expected)}")
-    _check_fields(test, _TEST_PPL, "test_ppl")
-    if test["averaged"] > test["bound"] * (1 + 1e-6):  # Jensen's inequality, up to rounding
+    _check_fields(test, {**_TEST_PPL, "samples": _COUNT}, "test_ppl")
+    averaged, bound = (math.inf if test[name] is None else test[name] for name in ("averaged", "bound"))
+    if averaged > bound * (1 + 1e-6):  # Jensen's inequality, up to rounding
         raise _Wrong("its averaged test perplexity is above its bound")

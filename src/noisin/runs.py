@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Dict
 
@@ -34,16 +35,18 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
         config, progress = directory.read_config(), directory.load()
         status = _status(directory, progress)
         row: Dict[str, Any] = {"run": name, "status": status, "method": config.method}
-        if progress and progress.epochs:
+        if progress and progress.best_epoch:
             row["epoch"] = f"{len(progress.epochs)} of {config.epochs}"
             row["best epoch"] = str(progress.best_epoch)
             row["valid"] = f"{progress.best_valid_ppl:.2f}"
-            row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in progress.epochs[-1]["gamma"]) or "-"
+            best = progress.epochs[progress.best_epoch - 1]
+            row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in best["gamma"]) or "-"
         if directory.record_path.exists():
             test = read_record(directory.record_path)["test_ppl"] or {}
-            row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if name in test})
+            row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
         return row
-    except (UserError, OSError, KeyError, TypeError, ValueError):  # one bad run must not hide the others
+    except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
+        print(f"noisin: {name}: {printable(str(reason))}", file=sys.stderr)
         return {"run": name, "status": "damaged"}
 
 

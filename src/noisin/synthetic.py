@@ -15,7 +15,7 @@ import numpy as np
 
 # Raise the version whenever anything below changes the text: it enters the digest, and so every run's identity.
 VERSION = 1
-SPLITS = {"train": 25_000, "valid": 10_000, "test": 10_000}  # tokens, to which the rest of the last line is added
+TOKENS = {"train": 25_000, "valid": 10_000, "test": 10_000}  # tokens, to which the rest of the last line is added
 
 UNKNOWN, END = 0, 1  # the states of <unk> and <eos>; the others are words in the order of their Zipf rank
 TYPES = 240
@@ -124,7 +124,7 @@ def splits() -> Dict[str, np.ndarray]:
         Token ids, int32, for ``train``, ``valid`` and ``test``; the same at every call.
     """
     random = np.random.RandomState(SEED + 1)
-    return {split: source().sample(size, random) for split, size in SPLITS.items()}
+    return {split: source().sample(size, random) for split, size in TOKENS.items()}
 
 
 def _words(count: int, random: np.random.RandomState) -> List[str]:

@@ -20,13 +20,14 @@ from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
+from noisin.device import device_name
 from noisin.errors import UserError
 from noisin.evaluation import Evaluator
 from noisin.events import Events
 from noisin.files import MEMORY
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
-from noisin.record import read_record, seal, write_record
+from noisin.record import finite_or_null, read_record, seal, write_record
 from noisin.step import Diverged, TrainingStep
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
@@ -82,6 +83,9 @@ def train(
             if record["config"] != config.to_dict():
                 raise UserError(f"{directory.record_path} is another run's record: delete it, and this one goes on")
             directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
+            if watcher:
+                watcher.begin(record["epochs"])
+                watcher.close()
             report(f"already {_summary_line(record)}")
             return record
         return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
@@ -107,7 +111,7 @@ class _Run:
         self.step = TrainingStep(self.model, config, device)
         self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
         self.progress = directory.recover(report) or Progress(started=_now())
-        if self.progress.epochs:
+        if self.progress.epochs and self.progress.status == "running":
             directory.restore(self.model, self.step.trainer, self.progress)
             report(f"going on after epoch {len(self.progress.epochs)}")
 
@@ -137,8 +141,9 @@ class _Run:
                 raise Diverged(f"validation: the perplexity is {valid_ppl}")
         except Diverged as reason:
             self.progress.status, self.progress.reason = "diverged", f"epoch {epoch}, {reason}"
+            self.directory.end(self.progress)
             self.report(
-                f"diverged in {self.progress.reason}; {self._last_good()}; "
+                f"diverged in {self.progress.reason}; {self._what_is_left()}; "
                 "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
             )
             return
@@ -148,7 +153,7 @@ class _Run:
             "valid_ppl": valid_ppl,
             "seconds": seconds,
             "tokens_per_second": words / seconds,
-            "gamma": current_gamma(self.model),
+            **spreads(self.model),
         }
         self.progress.epochs.append(entry)
         self._judge(entry)
@@ -166,7 +171,7 @@ class _Run:
         batches = number_of_training_batches(tokens, config.batch_size, config.unroll)
         words_a_batch = config.batch_size * config.unroll
         ceiling = EXPLOSION * math.log(len(self.corpus.vocabulary)) * words_a_batch
-        total, exploded, in_a_row = 0.0, 0, 0
+        total, exploded = 0.0, 0
         self.step.begin()
         with tqdm(
             total=batches * words_a_batch,
@@ -184,10 +189,11 @@ class _Run:
                     raise Diverged(f"{where}: {reason}") from None
                 if not loss < math.inf:  # NaN too
                     raise Diverged(f"{where}: the loss is {loss}")
-                in_a_row = in_a_row + 1 if loss > ceiling else 0
+                in_a_row = self.progress.exploding + 1 if loss > ceiling else 0
                 exploded += loss > ceiling
                 if in_a_row > LONGEST_EXPLOSION:
                     raise Diverged(f"{where}: {in_a_row} batches in a row have a loss above {ceiling:.4g}")
+                self.progress.exploding = in_a_row
                 self.progress.updates += 1
                 total += min(loss, ceiling)
                 bar.set_postfix_str(f"ppl {perplexity(-total, batch * words_a_batch):.1f}", False)
@@ -200,13 +206,12 @@ class _Run:
         words = batches * words_a_batch
         return perplexity(-total, words), words
 
-    def _last_good(self) -> str:
-        """Where a run that has diverged was sound, in words."""
-        last, best = len(self.progress.epochs), self.progress.best_epoch
+    def _what_is_left(self) -> str:
+        """Of a run that has diverged, in words."""
+        best = self.progress.best_epoch
         if best is None:
-            return "there was no checkpoint yet"
-        weights = self.directory.path / f"best-{best:04d}.params"
-        return f"the last good checkpoint is that of epoch {last}; {weights} keeps the weights of epoch {best}"
+            return "no epoch was finished"
+        return f"{self.directory.best_path(best)} keeps the weights of epoch {best}, the best one"
 
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
@@ -222,8 +227,8 @@ class _Run:
         """Test the best weights, once, and write the record."""
         test_ppl = None
         if self.progress.best_epoch is not None:
-            self.directory.load_weights(self.model, "best")
-            test_ppl = self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0))
+            self.directory.load_best_weights(self.model)
+            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0)))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
         write_record(self.directory.record_path, record)
         self.directory.drop_checkpoints(self.progress.best_epoch)
@@ -272,9 +277,10 @@ def learning_rate(config: Config, epoch: int) -> float:
     return config.learning_rate * config.decay ** max(0, epoch - config.decay_after)
 
 
-def current_gamma(model: LanguageModel) -> List[float]:
-    """The spread of each layer's noise, bottom first, as it stands; empty without noise."""
-    return [noise.gamma for noise in model.noises]
+def spreads(model: LanguageModel) -> Dict[str, Any]:
+    """The spreads as they stand: `gamma` of each layer's noise, bottom first; `input_gamma` where the input has noise."""
+    gamma = [noise.gamma for noise in model.noises]
+    return {"gamma": gamma} if model.input_noise is None else {"gamma": gamma, "input_gamma": model.input_noise.gamma}
 
 
 def _stream(seed: int, epoch: int) -> int:
@@ -293,11 +299,15 @@ def _epoch_line(entry: Dict[str, Any], improved: bool) -> str:
 def _summary_line(record: Dict[str, Any]) -> str:
     if record["test_ppl"] is None:
         return f"{record['status']}: no epoch was finished"
-    clean, averaged = record["test_ppl"]["clean"], record["test_ppl"]["averaged"]
+    clean, averaged = (_shown(record["test_ppl"][name]) for name in ("clean", "averaged"))
     return (
         f"{record['status']}: best epoch {record['best_epoch']}, valid {record['valid_ppl']:.2f}, "
-        f"test {clean:.2f} clean, {averaged:.2f} averaged over {record['test_ppl']['samples']} samples"
+        f"test {clean} clean, {averaged} averaged over {record['test_ppl']['samples']} samples"
     )
+
+
+def _shown(perplexity: Optional[float]) -> str:
+    return "not finite" if perplexity is None else f"{perplexity:.2f}"
 
 
 def make_record(
@@ -338,7 +348,7 @@ def make_record(
             **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
             "noisin": noisin.__version__,
         },
-        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": str(device)},
+        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": device_name(device)},
         "started": progress.started,
         "finished": _now(),
     }
@@ -350,18 +360,19 @@ def _now() -> str:
 
 
 def _git_revision() -> Optional[str]:
-    """The commit of this package, with '+' where its tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent)]
+    """The commit of this package, with '+' where its tracked files differ from it; None outside a checkout of it."""
     try:
-        revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no", "."], capture_output=True, text=True, timeout=10
-        )
+        # Installed below another project's checkout, it is that project whose commit git would say.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    if revision.returncode:
-        return None
-    return revision.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the folder of this package; raises SubprocessError where it fails."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
 def cpu_name() -> str:
