@@ -74,7 +74,12 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
     for workload in arguments.workloads:
         for dtype in _dtypes():
             # One dtype after the other: ratios are taken within a dtype, and so many processes fit into memory.
-            measurements += measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
+            found = measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
+            for needed in ("limit", "none"):
+                if needed not in [entry["name"] for entry in found]:
+                    what = f"{workload}: {needed} in {dtype} could not be timed"
+                    raise UserError(f"{what}, for the reason above, and the rest is compared with it: try again")
+            measurements += found
     growth: List[Dict[str, Any]] = []
     if not arguments.no_growth:
         for dimension, values in GROWTH.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.declared import EXPERIMENTS, Experiment
-from experiments.engines import on_dask, on_this_machine
+from experiments.engines import Ended, Relay, on_dask, on_this_machine
 from experiments.readme import update_readme
-from experiments.records import RESULTS, draw
+from experiments.records import RESULTS, draw, floor_of
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import run_of
@@ -21,6 +21,7 @@ from noisin.config import METHODS
 from noisin.data import load_corpus
 from noisin.device import find_device
 from noisin.errors import UserError
+from noisin.process import Job
 
 RUNS = Path("runs")
 
@@ -75,11 +76,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> List[str]:
-    return text.replace(",", " ").split()
+    return list(dict.fromkeys(text.replace(",", " ").split()))  # each once
 
 
 def _numbers(text: str) -> List[int]:
-    return [natural(number) for number in _names(text)]
+    return list(dict.fromkeys(map(natural, _names(text))))  # 1 and 01 are one
 
 
 def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
@@ -90,24 +91,41 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     if remote and arguments.jobs:
         raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
     if not remote:
-        find_device(arguments.device)  # a wrong device or a missing corpus is said once, before any run
-    corpus = load_corpus(experiment.setting["corpus"])
+        find_device(arguments.device)  # a wrong one is said once, before any run
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
     jobs = arguments.jobs or 1
-    engine = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
+    run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
+
+    def engine(jobs: Mapping[str, Job], relay: Relay) -> Ended:
+        load_corpus(experiment.setting["corpus"])  # a missing one is said once, too, if there is anything to run
+        return run_all(jobs, relay)
+
     # Two runs of one thread make more words a second than two of two.
     cores = arguments.threads or (1 if remote else max(1, threads() // jobs))
-    records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
+    failure = None
+    try:
+        records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
+    except RunsFailed as error:
+        failure, records = error, error.records
+    if records:
+        _show(experiment, records)
+    if failure:
+        raise failure
+
+
+def _show(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of these records, and draw their curves."""
     shown = [line for line in lines(experiment, [run_of(record) for record in records]) if line.run]
     print(f"\n{experiment.title}\n\n{markdown(frame(experiment, shown))}")
-    if corpus.floor is not None:
-        print(f"\nNo model can be below {corpus.floor:.2f}, the perplexity of the source, but for sampling error.")
+    floor = floor_of(records)
+    if floor is not None:
+        print(f"\nNo model can be below {floor:.2f}, the perplexity of the source, but for sampling error.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
     picture = RUNS / experiment.name / "curves.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(experiment, records, picture, corpus.floor)
+    draw(experiment, records, picture)
     print(f"\nFigure: {picture}")
 
 

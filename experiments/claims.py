@@ -107,7 +107,7 @@ def _beats(claim: str, rival: str, experiment: Experiment, case: Case, runs: Seq
 def lower(ours: Score, other: Score, estimator: str) -> str:
     """Whether one score is below another, by more than two standard errors where both have several seeds."""
     mine, theirs = ours.test(estimator), other.test(estimator)
-    deviations = [(score.deviation(estimator), len(score.runs)) for score in (ours, other)]
+    deviations = [(score.deviation(estimator), score.seeds) for score in (ours, other)]
     margin = 0.0
     if all(deviation is not None for deviation, _ in deviations):
         margin = 2 * math.sqrt(sum((deviation or 0.0) ** 2 / count for deviation, count in deviations))

@@ -34,6 +34,16 @@ def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[D
     return None
 
 
+def with_defaults(record: Mapping[str, Any]) -> Dict[str, Any]:
+    """The record with all options in its configuration: one that is new since then has its default."""
+    return {**record, "config": config_from_dict(record["config"]).to_dict()}
+
+
+def floor_of(records: Iterable[Mapping[str, Any]]) -> Optional[float]:
+    """The perplexity below which no model can be, where the text's source is known."""
+    return next((record["floor_ppl"] for record in records if record.get("floor_ppl")), None)
+
+
 def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     """Put the record of a finished run into `folder`.
 
@@ -48,16 +58,11 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     write_record(path, record)
 
 
-def draw(
-    experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path, floor: Optional[float] = None
-) -> None:
+def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The curves of an experiment's runs: as Figure 2 where there is one case, else a panel a case."""
+    records = [with_defaults(record) for record in records]
     if len(experiment.cases) == 1:
-        figure2(records, path, experiment.title, floor)
+        figure2(records, path, experiment.title, floor_of(records))
         return
-    # An option that is new since a record has its default there.
-    panels = {
-        case.title: [record for record in records if case.covers(config_from_dict(record["config"]).to_dict())]
-        for case in experiment.cases
-    }
+    panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
     validation_panels(panels, path, experiment.title)

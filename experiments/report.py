@@ -15,7 +15,7 @@ from benchmarks import report as speed
 from experiments.claims import judge
 from experiments.declared import EXPERIMENTS, Case, Experiment
 from experiments.page import Picture, Section, Speed, page
-from experiments.records import RESULTS
+from experiments.records import RESULTS, floor_of, with_defaults
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
 from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown, markdown_safe
 from noisin import figures
@@ -78,13 +78,11 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
 
 def _draw(name: str, runs: Sequence[Run], out: Path) -> List[Picture]:
     """Write the curves of these runs as SVG: validation, training, and gamma's path where it is learned."""
-    # An option that is new since a record has its default there.
-    records = [{**run.record, "config": run.config.to_dict()} for run in runs]
-    floor = next((record["floor_ppl"] for record in records if record.get("floor_ppl")), None)
+    records = [with_defaults(run.record) for run in runs]
     drawn = []
     for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
         path = out / f"{name}-{what}.svg"
-        figures.curves(records, path, key, floor)
+        figures.curves(records, path, key, floor_of(records))
         said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
         drawn.append(Picture(_read(path), "svg+xml", said))
     learned = [record for run, record in zip(runs, records) if run.config.method == "noisin*" and run.epochs]

@@ -20,7 +20,18 @@ from noisin.process import Job
 
 
 class RunsFailed(Exception):
-    """Some runs ended without a record; each has said why."""
+    """Some runs ended without a record; each has said why.
+
+    Parameters
+    ----------
+    message : str
+    records : list of dict
+        Of the others, as `run_grid` returns them.
+    """
+
+    def __init__(self, message: str, records: List[Dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.records = records
 
 
 def run_grid(
@@ -67,10 +78,11 @@ def run_grid(
                 view.end(name)
                 if record is None or not _filed(results, missing[name], record):
                     failed.append(name)
-    if failed:
-        raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(sorted(failed))}")
     done = load_records(results, *elsewhere)
-    return [record for record in (find_record(done, config) for config in configs) if record is not None]
+    records = [record for record in (find_record(done, config) for config in configs) if record is not None]
+    if failed:
+        raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(sorted(failed))}", records)
+    return records
 
 
 def _filed(folder: Path, config: Config, record: Dict[str, Any]) -> bool:

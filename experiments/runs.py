@@ -7,7 +7,7 @@ import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from experiments.declared import Case, Experiment
 from experiments.records import RESULTS
@@ -125,7 +125,10 @@ class Mention:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What one method reaches in one setting: a variant, with every seed that it was run with."""
+    """What one method reaches in one setting: a variant, with every seed that it was run with.
+
+    Runs of one seed that differ by their dtype are no independent draws: they count as one, with their mean.
+    """
 
     runs: Tuple[Run, ...]
 
@@ -138,18 +141,24 @@ class Score:
         """How many different ones."""
         return len({run.config.seed for run in self.runs})
 
+    def _by_seed(self, value: Callable[[Run], float]) -> List[float]:
+        found: Dict[int, List[float]] = {}
+        for run in self.runs:
+            found.setdefault(run.config.seed, []).append(value(run))
+        return [_mean(values) for values in found.values()]
+
     @property
     def valid(self) -> float:
         """Best validation perplexity, mean over seeds."""
-        return _mean([run.valid for run in self.runs])
+        return _mean(self._by_seed(lambda run: run.valid))
 
     def test(self, estimator: str) -> float:
         """Test perplexity, mean over seeds; infinite if a run of them has none."""
-        return _mean([run.test(estimator) for run in self.runs])
+        return _mean(self._by_seed(lambda run: run.test(estimator)))
 
     def deviation(self, estimator: str) -> Optional[float]:
         """Standard deviation over seeds; None for a single one, or where a run has no number."""
-        values = [run.test(estimator) for run in self.runs]
+        values = self._by_seed(lambda run: run.test(estimator))
         return statistics.stdev(values) if self.seeds > 1 and all(map(math.isfinite, values)) else None
 
     def said(self, estimator: str) -> Iterator[Any]:

@@ -7,7 +7,7 @@ import random
 import signal
 import zlib
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Iterator, List
 
 import numpy as np
 import pytest
@@ -69,3 +69,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NOISIN_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
+    """The figures that are saved."""
+    from matplotlib.figure import Figure
+
+    found: List[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *rest, **options: found.append(self) or save(self, *rest, **options)
+    )
+    return found

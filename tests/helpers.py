@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import resource
+import tarfile
+import time
+import zipfile
 from contextlib import contextmanager
 
 import mxnet as mx
@@ -38,6 +42,35 @@ def file_size_limit(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def wait_for(condition, seconds=60, process=None):
+    """Return once the condition holds; fail if the process has ended or the time is over before that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def zipped(members, method=zipfile.ZIP_DEFLATED):
+    """A zip archive of these contents by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(members):
+    """The same as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def make_noise(name="gaussian", gamma=0.5, mode="additive", hybrid=None, parameters=None, **options):

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import io
 import json
 import os
 import shutil
-import tarfile
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple, Type
@@ -21,6 +18,7 @@ from unittest import mock
 
 import mxnet as mx
 import numpy as np
+from helpers import tarred, zipped
 from mxnet import gluon
 
 from benchmarks import report
@@ -169,26 +167,9 @@ def _cache() -> bytes:
     return path.read_bytes()
 
 
-def _zip() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member in MEMBERS.values():
-            archive.writestr(member, b"dax zorp\n")
-    return buffer.getvalue()
-
-
-def _tar() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for member in MEMBERS.values():
-            entry = tarfile.TarInfo(member)
-            entry.size = 9
-            archive.addfile(entry, io.BytesIO(b"dax zorp\n"))
-    return buffer.getvalue()
-
-
 CACHE_KEY = "key"
 MEMBERS = {split: f"in/{split}.txt" for split in data.SPLITS}
+TEXTS = {member: b"dax zorp\n" for member in MEMBERS.values()}
 SIZES = dict.fromkeys(data.SPLITS, 9)
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
@@ -216,8 +197,8 @@ READERS = {
     "weights": Reader(read_weights, WEIGHTS),
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
     "cache": Reader(read_cache, _cache(), (AssertionError,)),
-    "zip": Reader(read_archive(True), _zip(), (published._SourceFailed,)),
-    "tar": Reader(read_archive(False), _tar(), (published._SourceFailed,)),
+    "zip": Reader(read_archive(True), zipped(TEXTS), (published._SourceFailed,)),
+    "tar": Reader(read_archive(False), tarred(TEXTS), (published._SourceFailed,)),
     "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),
     "record": Reader(read_records, min((ROOT / "experiments" / "results" / "figure2").glob("*.json")).read_bytes()),
 }

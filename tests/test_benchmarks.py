@@ -7,6 +7,7 @@ import benchmarks.__main__
 from benchmarks import measure, mxnet_peers, ours, report
 from benchmarks.measure import Contender
 from benchmarks.workloads import GROWTH, WORKLOADS
+from noisin.model import BFLOAT16
 
 TINY = {"vocabulary": 50, "hidden": 8, "batch_size": 4, "unroll": 5}
 MODULES = {"ours": ours, "mxnet_peers": mxnet_peers}
@@ -102,6 +103,64 @@ def test_measuring_interleaves_and_leaves_out_what_fails(monkeypatch, capfd):
         assert (entry["name"], entry["rounds"], entry["hidden"]) == (name, 3, 8)
         assert 0 < entry["min"] <= entry["words_per_second"] <= entry["max"]
         assert 50 < entry["peak_mib"] < 2000
+
+
+def test_a_contender_gets_its_environment(capfd):
+    contender = Contender("noisin", "float32", "ours", change=TINY, environment={"OMP_NUM_THREADS": "none"})
+    assert measure.measure("ptb-rnn-256", [contender], rounds=1) == []
+    assert "left out: ImportError: OMP_NUM_THREADS is 'none'" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(
+    "bfloat16" not in benchmarks.__main__._dtypes(), reason="no bfloat16 instructions: not timed either"
+)
+def test_every_contender_makes_steps_in_bfloat16(monkeypatch):
+    """In processes of their own: for the peers it is a setting of the whole process."""
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.02)
+    contenders = [
+        Contender(name, "bfloat16", module, change=TINY)
+        for module, found in MODULES.items()
+        for name in found.CONTENDERS
+    ]
+    found = measure.measure("ptb-rnn-256", contenders, rounds=1)
+    assert [entry["name"] for entry in found] == [contender.name for contender in contenders]
+
+
+def test_the_limits_decoder_alone_has_operands_in_bfloat16(monkeypatch):
+    multiply, seen = ours.mx.nd.FullyConnected, []
+
+    def watched(left, right, **options):
+        seen.append((left.shape, right.shape, left.dtype == right.dtype == BFLOAT16))
+        return multiply(left, right, **options)
+
+    monkeypatch.setattr(ours.mx.nd, "FullyConnected", watched)
+    ours.limit(WORKLOADS["ptb-rnn-256"].changed(TINY), "bfloat16")
+    assert {half for *shapes, half in seen if 50 in sum(shapes, ())} == {True}
+    assert {half for *shapes, half in seen if 50 not in sum(shapes, ())} == {False}
+
+
+def test_what_is_timed_as_ours_is_what_its_name_says(monkeypatch):
+    configs = {}
+    monkeypatch.setattr(ours, "TrainingStep", lambda model, config, device: configs.setdefault(name, config))
+    for name in ("none", "dropout", "noisin", "noisin*", "noisin-s4"):
+        ours.CONTENDERS[name](WORKLOADS["wikitext2-lstm-200"].changed(TINY), "bfloat16")
+    assert {name: config.method for name, config in configs.items()} == {
+        **{method: method for method in ("none", "dropout", "noisin", "noisin*")},
+        "noisin-s4": "noisin",
+    }
+    assert [configs[name].samples for name in ("noisin", "noisin*", "noisin-s4")] == [1, 1, 4]
+    assert {(config.cell, config.optimizer, config.dtype) for config in configs.values()} == {
+        ("lstm", "sgd", "bfloat16")
+    }
+
+
+@pytest.mark.parametrize("lost", ["limit", "none"])
+def test_without_what_the_others_are_compared_with_nothing_is_written(tmp_path, monkeypatch, capsys, lost):
+    left = [{"name": name} for name in ("limit", "none", "noisin") if name != lost]
+    monkeypatch.setattr(benchmarks.__main__, "measure", lambda *_: left)
+    assert benchmarks.__main__.main(["--out", str(tmp_path)]) == 2
+    assert f"ptb-rnn-256: {lost} in float32 could not be timed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def measurement(name, rate, dtype="float32", **change):

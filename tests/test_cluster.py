@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
-from helpers import without_times
+from helpers import wait_for, without_times
 
 from experiments.engines import on_dask, on_this_machine
 from experiments.runner import RunsFailed, run_grid
@@ -48,13 +48,6 @@ def start(command, folder, name, **variables):
 def compare(folder, *arguments):
     """`python -m experiments ...` in the folder."""
     return start([sys.executable, "-m", "experiments", *GRID, *arguments], folder, "output")
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def trainings(process):
@@ -169,7 +162,7 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
         if "noisin-learned" in name
     )
     victim.send_signal(signal.SIGKILL)
-    wait_for(lambda: gone(training), seconds=5)
+    wait_for(lambda: gone(training))
     assert not (tmp_path / "runs" / "demo" / name / "record.json").exists()  # that was in the middle
     assert process.wait(timeout=120) == 0, output.read_text()
     assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2

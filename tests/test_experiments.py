@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -14,16 +15,19 @@ from pathlib import Path
 import pytest
 from helpers import make_up_record
 
+from experiments.__main__ import _parser, main
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
 from experiments.page import _line
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
-from experiments.runs import load_runs, run_of, runs_of
+from experiments.runner import RunsFailed
+from experiments.runs import choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import figure2, validation_panels
+from noisin.process import Job, run
 from noisin.record import read_record, seal, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +68,52 @@ def test_the_experiments_say_what_the_paper_says():
     for experiment in (DEMO, FIGURE2, TABLE2, TABLE3):
         assert {config.method for config in experiment.configs()} == set(METHODS)
         assert {config.dtype for config in experiment.configs()} == {"float32"}
+
+
+def test_seeds_and_methods_are_taken_once_each():
+    arguments = _parser().parse_args(["demo", "--seeds", "1,01 2", "--methods", "none,none"])
+    assert (arguments.seeds, arguments.methods) == ([1, 2], ["none"])
+
+
+def test_runs_of_one_seed_count_once_whatever_their_dtypes():
+    runs = []
+    for seed, dtype, clean in ((1, "float32", 50.0), (1, "bfloat16", 51.0), (2, "float32", 54.5)):
+        (config,) = FIGURE2.configs(["none"], [seed], dtype=dtype)
+        record = record_of(config)
+        runs.append(run_of({**record, "test_ppl": {**record["test_ppl"], "clean": clean}}))
+    score = choose(runs, "none")
+    assert score.seeds == 2 and len(score.runs) == 3
+    assert score.test("clean") == pytest.approx((50.5 + 54.5) / 2)
+    assert score.deviation("clean") == pytest.approx(4 / math.sqrt(2))
+
+
+def test_a_run_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run_grid(configs, *_):
+        raise RunsFailed("3 of 4 runs failed: a, b, c", [record_of(configs[0])])
+
+    monkeypatch.setattr("experiments.__main__.run_grid", run_grid)
+    assert main(["demo"]) == 1
+    captured = capsys.readouterr()
+    assert re.search(r"^\| None .*51\.3", captured.out, re.MULTILINE)
+    assert captured.err.startswith("experiments: error: 3 of 4 runs failed: a, b, c; the same command")
+
+
+def test_what_has_its_records_needs_no_corpus(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.__main__.load_corpus", None)
+    assert main(["ptb", "--dtype", "bfloat16"]) == 0
+    output = capsys.readouterr().out
+    assert "4 of 4 runs have their record" in output and "166.0" in output
+
+
+def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "options.json").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone" / "python"))
+    said = []
+    assert run(Job(str(tmp_path), str(tmp_path), "cpu", {}), said.append) is None
+    assert said == [f"given up: cannot start {tmp_path / 'gone' / 'python'}: No such file or directory"]
 
 
 def test_narrowing_chooses_methods_seeds_and_epochs():
@@ -127,18 +177,6 @@ def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     for experiment in (FIGURE2, TABLE2):
         assert [run.config.hidden for run in runs_of(experiment, load_runs(tmp_path))] == [256]
     assert runs_of(TABLE3, load_runs(tmp_path)) == []
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved."""
-    from matplotlib.figure import Figure
-
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *rest, **options: drawn.append(self) or save(self, *rest, **options)
-    )
-    return drawn
 
 
 def test_the_figure_is_a_picture_of_the_records(tmp_path, drawn):

@@ -536,25 +536,12 @@ def test_markdown_and_latex_of_a_table_take_any_text():
 # ---- the figures ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The axes of every figure that is saved."""
-    from matplotlib.figure import Figure
-
-    found = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *rest, **to: found.append(self.axes[0]) or save(self, *rest, **to)
-    )
-    return found
-
-
 def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(tmp_path, drawn):
     two = record_of(changed(LEARNED, layers=2), 100.0)
     two["epochs"] = [{**epoch, "gamma": [0.3 / epoch["epoch"], 0.2 / epoch["epoch"]]} for epoch in two["epochs"]]
     two["gamma"] = two["epochs"][1]["gamma"]
     report(tmp_path, two, record_of(changed(NONE, layers=2), 120.0, best=3))
-    validation, training, gamma = drawn[:3]
+    validation, training, gamma = (figure.axes[0] for figure in drawn[:3])
     shown = {line.get_label(): list(line.get_ydata()) for line in validation.get_lines() if len(line.get_ydata()) > 1}
     assert shown == {
         "deterministic": [122.0, 121.0, 120.0, 121.0],
@@ -569,5 +556,6 @@ def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(t
 
 def test_many_seeds_share_an_entry_of_the_legend_and_keep_their_curves(tmp_path, drawn):
     report(tmp_path, *(record_of(changed(config, seed=seed)) for seed in range(4) for config in (NONE, DROPPED)))
-    assert [text.get_text() for text in drawn[1].get_legend().get_texts()] == ["deterministic", "variational dropout"]
-    assert len(drawn[1].get_lines()) == 8
+    axes = drawn[1].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["deterministic", "variational dropout"]
+    assert len(axes.get_lines()) == 8

@@ -19,15 +19,16 @@ from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 
 # Each method with either optimizer; every cell and dtype, learning rates that decay, two layers, two samples.
+DECAY = "--decay 0.5 --decay-after 2"
 RUNS = {
     "none, adam": "--method none --optimizer adam",
-    "none, sgd": "--method none --optimizer sgd --learning-rate 0.5 --cell lstm --dtype bfloat16 --decay 0.5 --decay-after 2",
+    "none, sgd": f"--method none --optimizer sgd --learning-rate 0.5 --cell lstm --dtype bfloat16 {DECAY}",
     "dropout, adam": "--method dropout --optimizer adam --activation tanh --dtype bfloat16 --weight-decay 0.001",
-    "dropout, sgd": "--method dropout --optimizer sgd --learning-rate 0.5 --cell lstm --decay 0.5 --decay-after 2",
+    "dropout, sgd": f"--method dropout --optimizer sgd --learning-rate 0.5 --cell lstm {DECAY}",
     "noisin, adam": "--method noisin --optimizer adam --cell gru --layers 2",
-    "noisin, sgd": "--method noisin --optimizer sgd --learning-rate 0.1 --activation relu --dtype bfloat16 --decay 0.5 --decay-after 2",
+    "noisin, sgd": f"--method noisin --optimizer sgd --learning-rate 0.1 --activation relu --dtype bfloat16 {DECAY}",
     "noisin*, adam": "--method noisin* --optimizer adam --dtype bfloat16",
-    "noisin*, sgd": "--method noisin* --optimizer sgd --learning-rate 0.5 --cell lstm --decay 0.5 --samples 2",
+    "noisin*, sgd": f"--method noisin* --optimizer sgd --learning-rate 0.5 --cell lstm --samples 2 {DECAY}",
 }
 KILLS = 13  # of each at least: over a hundred
 

@@ -9,10 +9,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
-from helpers import file_size_limit
+from helpers import file_size_limit, wait_for
 
 from noisin.checkpoint import RunDirectory
 from noisin.cli import main
@@ -29,18 +28,10 @@ def start(run_dir, *options):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process, seconds=60):
-    end = time.time() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_a_second_process_is_told_who_trains_and_a_killed_one_is_no_obstacle(tmp_path, capsys):
     first = start(tmp_path / "run", "--epochs", "1000", "--patience", "1000")
     try:
-        wait_for((tmp_path / "run" / "metrics.jsonl").exists, first)
+        wait_for((tmp_path / "run" / "metrics.jsonl").exists, process=first)
         assert (
             main(["train", "--run-dir", str(tmp_path / "run"), *QUICK, "--epochs", "1000", "--patience", "1000"]) == 2
         )

@@ -106,7 +106,8 @@ def test_a_step_reduces_the_loss_of_its_segment():
 
 
 FAULTS = """
-import resource
+import ctypes, resource
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault for 512
 import mxnet as mx
 def use():
     for _ in range(5):

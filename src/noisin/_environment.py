@@ -11,6 +11,8 @@ import re
 import sys
 import warnings
 from importlib import metadata, util
+from types import TracebackType
+from typing import Optional, Type
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
 COMMANDS = ("noisin", "experiments", "benchmarks")
@@ -183,7 +185,7 @@ def interrupt_in_one_line() -> None:
     """Say an interruption in one line wherever it comes, as in the seconds that MXNet takes to load."""
     usual = sys.excepthook
 
-    def hook(kind: type, error: BaseException, trace: object) -> None:
+    def hook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("noisin: interrupted", file=sys.stderr)
         else:

@@ -52,7 +52,8 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
     Returns
     -------
     int
-        The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has gone.
+        The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has
+        gone.
     """
     try:
         work()

@@ -38,8 +38,8 @@ class Config:
     """What defines a run's result: two runs of equal configuration are the same run.
 
     Options that do not act (those of `idle`, as the noise of a model without any) are set to their defaults, so that
-    they do not tell runs apart. Each field's meaning, range and value in the paper are in its `option`, which `noisin train --help`
-    prints.
+    they do not tell runs apart. Each field's meaning, range and value in the paper are in its `option`, which
+    `noisin train --help` prints.
 
     Raises
     ------

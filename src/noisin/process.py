@@ -75,17 +75,21 @@ def run(
     command += ["--run-dir", str(directory), "--device", job.device] + (["--quiet"] if say else [])
     if say is None:
         print(f"\n{directory.name}", flush=True)
-    process = subprocess.Popen(
-        command,
-        cwd=job.folder,
-        env={**os.environ, **job.environment, PARENT: str(os.getpid())},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if say else None,
-        stderr=subprocess.STDOUT if say else None,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # Ctrl-C is for the one that started it, who says one line for all runs
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=job.folder,
+            env={**os.environ, **job.environment, PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if say else None,
+            stderr=subprocess.STDOUT if say else None,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for the one that started it, who says one line for all runs
+        )
+    except OSError as error:  # as when the environment has been removed meanwhile
+        (say or print)(f"given up: cannot start {sys.executable}: {error.strerror}")
+        return None
     relay = threading.Thread(target=_relay, args=(process, say, unwanted), daemon=True)
     relay.start()
     try:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import gluonnlp
 import mxnet as mx
@@ -278,7 +278,7 @@ def learning_rate(config: Config, epoch: int) -> float:
 
 
 def spreads(model: LanguageModel) -> Dict[str, Any]:
-    """The spreads as they stand: `gamma` of each layer's noise, bottom first; `input_gamma` where the input has noise."""
+    """The spreads as they stand: `gamma` of each layer, bottom first, and `input_gamma` where the input has noise."""
     gamma = [noise.gamma for noise in model.noises]
     return {"gamma": gamma} if model.input_noise is None else {"gamma": gamma, "input_gamma": model.input_noise.gamma}
 
