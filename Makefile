@@ -8,11 +8,12 @@ GPU := $(filter gpu%,$(DEVICE))
 VENV := .venv$(if $(GPU),-gpu)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
+READY := $(VENV)/compiled
 
 # The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
 # none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
 # the old one), or with its Python gone, it is not this text. Then the environment is made anew.
-state = { pwd -P && cat setup.py constraints.txt src/noisin/*.[ch] $(if $(GPU),requirements-gpu.txt) | cksum; }
+state = { pwd -P && cat setup.py constraints.txt $(if $(GPU),requirements-gpu.txt) | cksum; }
 ifneq ($(shell $(state)),$(shell [ -x $(PY) ] && cat $(STAMP) 2>/dev/null))
 .PHONY: $(STAMP)
 endif
@@ -35,67 +36,72 @@ help: ## this list (the default)
 	@echo "test takes PYTEST_ARGS=; PYTHON= names the Python to use, CC= the C compiler."
 
 .PHONY: venv
-venv: $(STAMP) ## make .venv with everything in it, and no more
+venv: $(READY) ## make .venv with everything in it, and no more
 
 # One at a time: a second make waits (its lock is this very file), and then finds the environment made.
+ALONE = exec 9<Makefile; if command -v flock >/dev/null; then flock 9; fi
 $(STAMP):
-	@exec 9<Makefile; if command -v flock >/dev/null; then flock 9; fi; \
-	if [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $@ 2>/dev/null)" ]; then exit 0; fi; \
-	tools/make-venv $(VENV) $(if $(GPU),requirements-gpu.txt) && $(state) > $@
+	@$(ALONE); if [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $@ 2>/dev/null)" ]; then exit 0; fi; \
+	tools/make-venv $(VENV) $(if $(GPU),requirements-gpu.txt) && $(state) > $@ && touch $(READY)
+
+# A changed C file needs no new environment.
+$(READY): $(STAMP) $(wildcard src/noisin/*.[ch])
+	@$(ALONE); if [ -z "$$(find src/noisin -name '*.[ch]' -newer $@ 2>&1)" ]; then exit 0; fi; \
+	$(PY) setup.py -q build_ext --inplace --force && touch $@
 
 # ---- the main job --------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(STAMP) ## compare the methods on the embedded synthetic corpus: a table, a figure, no network, under 3 minutes
+demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no network, under 3 minutes
 	@$(PY) -m experiments demo $(NARROW)
 
 .PHONY: ptb
-ptb: $(STAMP) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
+ptb: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
 	@$(PY) -m experiments ptb $(NARROW)
 
 .PHONY: table2
-table2: $(STAMP) ## all 24 perplexities of Table 2 on the Penn Treebank: days on two cores, ours beside the paper's
+table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank: a night on two cores, ours beside the paper's
 	@$(PY) -m experiments table2 $(NARROW)
 
 .PHONY: wikitext2 table3
-wikitext2: $(STAMP) ## the same on WikiText-2, which is the paper's Table 3: as long again
+wikitext2: $(READY) ## the same on WikiText-2, which is the paper's Table 3: another night
 	@$(PY) -m experiments wikitext2 $(NARROW)
 table3: wikitext2 ## another name of it
 
 .PHONY: gamma rates initialisation
-gamma: $(STAMP) ## choose gamma by validation, on the 1-layer tanh network
-rates: $(STAMP) ## choose dropout's rates in the same way
-initialisation: $(STAMP) ## compare what the recurrent weights start from in the same way
+gamma: $(READY) ## choose gamma by validation, on the 1-layer tanh network
+rates: $(READY) ## choose dropout's rates in the same way
+initialisation: $(READY) ## compare what the recurrent weights start from in the same way
 gamma rates initialisation:
 	@$(PY) -m experiments $@ $(NARROW)
 
 .PHONY: results figures
 figures: results ## another name of the next
-results: $(STAMP) ## rewrite the README's tables and figures from the committed records
+results: $(READY) ## rewrite the README's tables and figures from the committed records
 	@$(PY) -m experiments readme
 
 .PHONY: report
-report: $(STAMP) ## write report/: a page, tables (Markdown, CSV, LaTeX) and figures from the committed records
+report: $(READY) ## write report/: a page, tables (Markdown, CSV, LaTeX) and figures from the committed records
 	@$(PY) -m experiments report $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## time training steps against the limit of the matrix products and against peers; half an hour
+bench: $(READY) ## time training steps against the limit of the matrix products and against peers; half an hour
 	@$(PY) -m benchmarks $(ARGS)
 
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(STAMP) ## run the tests
+test: $(READY) ## run the tests
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## ruff (rules and format) and mypy
+lint: $(READY) ## ruff (rules and format) and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy src/noisin experiments benchmarks
 
 .PHONY: clean
 clean: ## remove .venv, .venv-gpu, report/, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf .venv .venv-gpu report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv.old .venv-gpu .venv-gpu.old report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

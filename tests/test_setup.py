@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -296,8 +297,32 @@ def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(cl
     assert make("test", cwd=copy).stdout.count("made") == 1
 
 
+def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
+    (clone / "src" / "noisin").mkdir(parents=True)
+    source = clone / "src" / "noisin" / "_part.c"
+    source.touch()
+    assert make("venv", cwd=clone).stdout.count("made") == 1
+    python = stub(clone / ".venv" / "bin" / "python", 'echo "$@"')
+    assert "build_ext" not in make("test", cwd=clone).stdout
+    time.sleep(0.02)  # a file's time is that of the last tick of the clock
+    source.touch()
+    assert make("test", cwd=clone).stdout.splitlines() == ["setup.py -q build_ext --inplace --force", "-m pytest"]
+    assert make("test", cwd=clone).stdout.splitlines() == ["-m pytest"]
+    assert python.exists()
+
+
+def test_an_environment_that_cannot_be_made_anew_is_put_back(tmp_path):
+    old, folder = tmp_path / "venv" / "file", tmp_path / "venv"
+    stub(old, "")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
+    result = run(["/bin/sh", ROOT / "tools" / "make-venv", folder], cwd=ROOT, **nowhere)
+    assert result.returncode == 2 and "pip could not install the pinned packages" in result.stderr
+    assert old.exists() and not (folder / "pyvenv.cfg").exists() and not (tmp_path / "venv.old").exists()
+
+
 def test_two_makes_at_once_make_the_environment_once(clone):
-    stub(clone / "tools" / "make-venv", "echo made; sleep 1; mkdir -p .venv/bin; cp tools/make-venv .venv/bin/python")
+    made = "mkdir -p .venv/bin; echo '#!/bin/sh' >.venv/bin/python; chmod +x .venv/bin/python"
+    stub(clone / "tools" / "make-venv", f"echo made; sleep 1; {made}")
     both = [subprocess.Popen(["make", "venv"], cwd=clone, env=ENV, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert "".join(process.communicate(timeout=60)[0] for process in both).count("made") == 1
     assert [process.returncode for process in both] == [0, 0]
