@@ -272,7 +272,7 @@ def _line(line: Line) -> List[Cell]:
 
 
 def _others(lines: Sequence[Line]) -> str:
-    caption = "Runs that belong to none of the experiments above, as shorter ones; the paper has no number for them."
+    caption = "Runs that belong to none of the experiments above, as trials; the paper has no number for them."
     return _table("others", caption, HEADINGS, [("", [_line(line) for line in lines])])
 
 
