@@ -69,9 +69,9 @@ wikitext2: $(READY) ## the same on WikiText-2, which is the paper's Table 3: ano
 table3: wikitext2 ## another name of it
 
 .PHONY: gamma rates initialisation
-gamma: $(READY) ## choose gamma by validation, on the 1-layer tanh network
+gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way
-initialisation: $(READY) ## compare what the recurrent weights start from in the same way
+initialisation: $(READY) ## compare what the recurrent weights start from, on the 1-layer tanh network
 gamma rates initialisation:
 	@$(PY) -m experiments $@ $(NARROW)
 

@@ -58,7 +58,12 @@ class Run:
     @property
     def variant(self) -> str:
         """What this run shares with those that differ from it by the seed alone; by the dtype nothing is chosen."""
-        return replace(self.config, seed=0, dtype="float32").digest
+        return variant_of(self.config)
+
+
+def variant_of(config: Config) -> str:
+    """A fingerprint of all but the seed and the dtype."""
+    return replace(config, seed=0, dtype="float32").digest
 
 
 def run_of(record: Mapping[str, Any], file: str = "", anchor: str = "") -> Run:

@@ -10,14 +10,15 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Run, choose, in_case, number, rates
+from experiments.runs import PAPER_NAMES, Run, choose, in_case, number, rates, variant_of
+from noisin.config import Config
 
 NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of an experiment's table: a run beside the paper's number, or that there is none yet.
+    """One line of an experiment's table: a run beside the paper's number, or a variant that has none yet.
 
     Parameters
     ----------
@@ -27,7 +28,9 @@ class Line:
     chosen : bool
         Whether its variant of the method has the lowest validation perplexity.
     rivals : bool
-        Whether it was chosen among several.
+        Whether there are several to choose from.
+    config : Config or None
+        Of the run, or of the one that is missing.
     """
 
     case: Case
@@ -35,26 +38,34 @@ class Line:
     run: Optional[Run] = None
     chosen: bool = False
     rivals: bool = False
+    config: Optional[Config] = None
 
 
 def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
-    """These runs of an experiment, by case and method; a method without one has a line that says so."""
+    """These runs of an experiment, by case and method; a variant without one has a line that says so."""
     found = []
     for case in experiment.cases:
         of_case = in_case(case, runs)
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
-            best = choose(of_method, method)
-            variants = len({run.variant for run in of_method})
-            for run in sorted(of_method, key=_order):
-                found.append(Line(case, method, run, best is not None and run in best.runs, variants > 1))
-            if not of_method:
-                found.append(Line(case, method))
+            best, have = choose(of_method, method), {run.variant for run in of_method}
+            declared = [config for config in experiment.configs([method]) if case.covers(config.to_dict())]
+            rivals = len(declared) > 1
+            of_variants = [
+                Line(case, method, run, best is not None and run in best.runs, rivals, run.config) for run in of_method
+            ]
+            of_variants += [
+                Line(case, method, rivals=rivals, config=config)
+                for config in declared
+                if variant_of(config) not in have
+            ]
+            found += sorted(of_variants, key=_order)
     return found
 
 
-def _order(run: Run) -> Tuple[Any, ...]:
-    return run.config.gamma, rates(run.config), run.config.seed, run.config.dtype
+def _order(line: Line) -> Tuple[Any, ...]:
+    assert line.config is not None
+    return line.config.gamma, rates(line.config), line.config.seed, line.config.dtype
 
 
 def cells(line: Line) -> Dict[str, str]:
@@ -62,11 +73,13 @@ def cells(line: Line) -> Dict[str, str]:
     published = line.case.paper.get(line.method)
     shown = {name: str(value) for name, value in line.case.options.items()}
     shown["method"] = PAPER_NAMES[line.method]
-    if line.rivals:
-        shown["chosen"] = "yes" if line.chosen else "no"
-        if line.run is not None and line.method == "dropout":
-            shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.run.config))
     run = line.run
+    if line.rivals and line.config is not None:
+        shown["chosen"] = "-" if run is None else "yes" if line.chosen else "no"
+        if line.method == "dropout":
+            shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.config))
+        if line.method == "noisin":
+            shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
     paper = "-" if published is None else number(published)
     if run is None:
         return {**shown, "paper": paper, "status": NOT_RUN}
@@ -131,12 +144,14 @@ EXACT += ("test_averaged", "test_samples", "paper", "status", "chosen", "git", "
 def _values(line: Line) -> Dict[str, Any]:
     row: Dict[str, Any] = {**line.case.options, "method": PAPER_NAMES[line.method]}
     row.update(paper=line.case.paper.get(line.method), status=NOT_RUN)
+    if line.config is not None and line.method == "dropout":
+        row["rates"] = " ".join(map(repr, rates(line.config)))  # as `RATES_COLUMN` says
+    if line.config is not None and line.method == "noisin":
+        row["gamma"] = " ".join(map(repr, line.config.layer_gammas()))
     if line.run is not None:
         record = line.run.record
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
         row.update({f"test_{name}": value for name, value in (record["test_ppl"] or {}).items()})
-        if line.method == "dropout":
-            row["rates"] = " ".join(map(repr, rates(line.run.config)))  # as `RATES_COLUMN` says
         row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
         row.update(chosen="yes" if line.chosen else "no")
     return row

@@ -136,12 +136,13 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     """
     rows = (len(panels) + 2) // 3
     figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
-    methods: Dict[str, Any] = {}
+    every = _by_method([record for records in panels.values() for record in records])
+    legend: Dict[str, Any] = dict.fromkeys(_label(record, every, seeds=False) for record in every)
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, 3, index)
         for record in _by_method(records):
-            label = LABELS[record["method"]]
-            methods.setdefault(record["method"], _curve(axes, record, "valid_ppl", label, _shade(record, records)))
+            label = _label(record, every, seeds=False)
+            legend[label] = _curve(axes, record, "valid_ppl", label, _shade(record, every))
         _label_axes(axes, textwrap.fill(name, 44))
         if records:
             axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
@@ -150,9 +151,8 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
         if index % 3 == 1:
             axes.set_ylabel("validation perplexity (log scale)")
-    shown = [name for name in STYLES if name in methods]
-    if shown:
-        _legend_below(figure, [methods[name] for name in shown], [LABELS[name] for name in shown])
+    if legend:
+        _legend_below(figure, list(legend.values()), list(legend))
     figure.suptitle(title)
     _save(figure, path)
 
