@@ -112,6 +112,12 @@ def read_weights(content: bytes) -> None:
     assert np.isfinite(MODEL.weight.data().asnumpy()).all()
 
 
+def read_vocabulary(content: bytes) -> None:
+    types = RunDirectory(put(content, "words", "vocabulary.txt").parent).read_vocabulary()
+    vocabulary = data.ordered_vocabulary(types)
+    assert vocabulary.idx_to_token == types and vocabulary[types] == list(range(len(types)))
+
+
 def read_text(content: bytes) -> None:
     with mock.patch.dict(os.environ, NOISIN_CACHE=str(FOLDER / "cache")):
         corpus = data.load_corpus(str(put(content, "own.txt")))
@@ -195,6 +201,7 @@ READERS = {
     "run": Reader(read_run, b'{"config": ' + OPTIONS + b"}"),
     "state": Reader(read_state, json.dumps(STATE).encode()),
     "weights": Reader(read_weights, WEIGHTS),
+    "vocabulary": Reader(read_vocabulary, b"<unk>\n<eos>\ndax\nzorp\n\xc3\xa9\n"),
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
     "cache": Reader(read_cache, _cache(), (AssertionError,)),
     "zip": Reader(read_archive(True), zipped(TEXTS), (published._SourceFailed,)),

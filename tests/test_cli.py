@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,18 @@ def test_a_run_whose_text_has_changed_is_refused(own_run, capsys, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_bytes((own_run / "text.txt").read_bytes())
     assert main(["evaluate", str(own_run / "run"), "--corpus", str(moved), "--samples", "1"]) == 0
+
+
+def test_sampling_needs_no_text(own_run, capsys, tmp_path):
+    shutil.copytree(own_run / "run", tmp_path / "run")
+    edit = tmp_path / "run" / "config.json"
+    edit.write_text(edit.read_text().replace(str(own_run / "text.txt"), str(tmp_path / "gone.txt")))
+    arguments = ["--temperature", "0", "--words", "4", "--prompt", "one two"]
+    assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
+    assert capsys.readouterr().out.startswith("one two three four\n")
+    assert "gone.txt" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    (tmp_path / "run" / "vocabulary.txt").unlink()
+    assert "repeat the command that trained" in refused(capsys, "sample", str(tmp_path / "run"))
 
 
 def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path, capsys):

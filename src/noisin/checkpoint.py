@@ -1,6 +1,7 @@
 """The run directory: configuration, metrics, weights, and all that an exact resume needs. No pickle anywhere.
 
     config.json        the resolved configuration, package version and corpus fingerprint
+    vocabulary.txt     the word types, one a line by id: all that sampling needs of the corpus
     state.json         progress so far; names the two files below with their sha256
     state-before.json  the same of the checkpoint before, whose files are kept too
     epoch-0007.params  weights and optimizer state after epoch 7
@@ -24,7 +25,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -32,8 +33,9 @@ from mxnet.gluon import Block, Trainer
 
 from noisin.arrays import parse_arrays
 from noisin.config import Config, config_from_dict
+from noisin.data import END, UNKNOWN
 from noisin.errors import UserError, quoted
-from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
+from noisin.files import hold_folder, is_locked, read_json, read_regular, write_bytes, write_file, write_json
 
 STATUSES = ("running", "finished", "early-stopped", "diverged")
 
@@ -85,8 +87,8 @@ class RunDirectory:
         with lock:
             yield
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Start or re-enter the run of this identity (`config`, `corpus_sha256` and `version`).
+    def begin(self, identity: Mapping[str, Any], types: Sequence[str]) -> None:
+        """Start or re-enter the run of this identity (`config`, `corpus_sha256` and `version`) and vocabulary.
 
         Raises
         ------
@@ -95,7 +97,6 @@ class RunDirectory:
         """
         if not (self.path / "config.json").exists():
             write_json(self.path / "config.json", identity)
-            return
         before = read_json(self.path / "config.json")
         differences = _differences(before, json.loads(json.dumps(identity)))
         if differences:
@@ -103,6 +104,8 @@ class RunDirectory:
                 f"{self.path} holds another run ({'; '.join(differences)}): give it the same options, text and version "
                 "of noisin, or give another --run-dir"
             )
+        if not (self.path / "vocabulary.txt").exists():
+            write_bytes(self.path / "vocabulary.txt", "".join(f"{name}\n" for name in types).encode("utf-8"))
 
     @property
     def in_use(self) -> bool:
@@ -124,6 +127,30 @@ class RunDirectory:
         if not isinstance(content.get("config"), dict):
             raise UserError(f"{path} is not a run's configuration: it has no 'config' object")
         return config_from_dict(content["config"], source=str(path))
+
+    def read_vocabulary(self) -> List[str]:
+        """The word types of the run that lies here, by id.
+
+        Raises
+        ------
+        UserError
+            If the file is missing or damaged.
+        """
+        path = self.path / "vocabulary.txt"
+        if not path.exists():
+            raise UserError(f"{path} is missing: repeat the command that trained the run, which writes it")
+        try:
+            *types, rest = read_regular(path, "word types").decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is damaged: it is not UTF-8 ({error.reason})") from None
+        if (
+            rest
+            or types[:2] != [UNKNOWN, END]
+            or len(set(types)) < len(types)
+            or any(len(t.split()) != 1 for t in types)
+        ):
+            raise UserError(f"{path} is damaged: it is not {UNKNOWN}, {END} and then words, one a line and each once")
+        return types
 
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""

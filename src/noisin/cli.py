@@ -18,7 +18,7 @@ from tqdm import tqdm
 from noisin import __version__
 from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
-from noisin.data import Corpus, load_corpus, table1
+from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
 from noisin.device import find_device
 from noisin.errors import UserError
 from noisin.files import read_json
@@ -119,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
     _add_run(evaluate)
+    evaluate.add_argument("--corpus", help="where the run's own text now lies, if it has moved")
+    _add_data_dir(evaluate)
     evaluate.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
     )
@@ -154,8 +156,6 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", help="directory made by noisin train")
-    parser.add_argument("--corpus", help="where the run's own text now lies, if it has moved")
-    _add_data_dir(parser)
     _add_device(parser)
 
 
@@ -251,15 +251,24 @@ def _report(line: str) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    config, corpus, model, device = _load_run(arguments, arguments.samples)
+    directory = RunDirectory(arguments.run)
+    config = directory.read_config()
+    if arguments.samples:
+        config = dataclasses.replace(config, eval_samples=arguments.samples)
+    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    if corpus.digest != read_json(directory.path / "config.json").get("corpus_sha256"):
+        raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
+    model, device = _best_model(directory, config, len(corpus.vocabulary), arguments.device)
     evaluator = make_evaluator(model, config, corpus, device, progress=True)
     result = evaluator.all(getattr(corpus, arguments.split), arguments.seed)
     print(json.dumps({"split": arguments.split, **finite_or_null(result)}))
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    _, corpus, model, device = _load_run(arguments)
-    vocabulary = corpus.vocabulary
+    directory = RunDirectory(arguments.run)
+    config = directory.read_config()
+    vocabulary = ordered_vocabulary(directory.read_vocabulary())
+    model, device = _best_model(directory, config, len(vocabulary), arguments.device)
     words = arguments.prompt.split()
     unknown = sorted({word for word in words if word not in vocabulary})
     if unknown:
@@ -290,21 +299,13 @@ def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Opti
     return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
 
 
-def _load_run(arguments: argparse.Namespace, samples: Optional[int] = None) -> Any:
-    """The configuration, corpus, best model and device of a run directory; `samples` replaces its eval_samples."""
-    directory = RunDirectory(arguments.run)
-    config = directory.read_config()
-    if samples:
-        config = dataclasses.replace(config, eval_samples=samples)
-    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
-    expected = read_json(directory.path / "config.json").get("corpus_sha256")
-    if corpus.digest != expected:
-        raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
-    device = find_device(arguments.device)
-    model = initial_model(config, len(corpus.vocabulary), device)
+def _best_model(directory: RunDirectory, config: Config, vocabulary_size: int, device_name: str) -> Any:
+    """The model of a run with the weights of its best epoch, and the device of this name, where it is."""
+    device = find_device(device_name)
+    model = initial_model(config, vocabulary_size, device)
     directory.load_best_weights(model)
     model.hybridize()
-    return config, corpus, model, device
+    return model, device
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _synthetic_corpus() -> Corpus:
     source, splits = synthetic.source(), synthetic.splits()
     digest = _digest([f"synthetic {synthetic.VERSION}"] + [splits[split].tobytes().hex() for split in SPLITS])
     # The ids are the states of the source, so that its probabilities can be looked up by them.
-    vocabulary = _ordered_vocabulary(source.types)
+    vocabulary = ordered_vocabulary(source.types)
     return Corpus(
         "synthetic", vocabulary, splits["train"], splits["valid"], splits["test"], digest, source.entropy_rate
     )
@@ -163,7 +163,7 @@ def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vo
     digest = _digest(checksums)
     cached = _cache_folder() / f"{digest}-{max_vocabulary or 'all'}-v{CACHE_FORMAT}.npz"
     types, splits = _read_cache(cached) or _make_cache(cached, files, max_vocabulary)
-    vocabulary = _ordered_vocabulary(types)
+    vocabulary = ordered_vocabulary(types)
     return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
 
 
@@ -259,7 +259,7 @@ def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gl
     return Vocab(counts, max_size=words, unknown_token=UNKNOWN, padding_token=None, bos_token=None, eos_token=END)
 
 
-def _ordered_vocabulary(types: Sequence[str]) -> gluonnlp.Vocab:
+def ordered_vocabulary(types: Sequence[str]) -> gluonnlp.Vocab:
     """Index types in the order they are given in; the first two must be <unk> and <eos>."""
     return _vocabulary({token: len(types) - rank for rank, token in enumerate(types)})
 

@@ -76,7 +76,8 @@ def train(
     directory = RunDirectory(run_directory)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
     with directory.held():
-        directory.begin({"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__})
+        identity = {"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__}
+        directory.begin(identity, corpus.vocabulary.idx_to_token)
         report(f"run {directory.path}")
         if directory.record_path.exists():
             record = read_record(directory.record_path)
