@@ -167,9 +167,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
         groups[name].add_argument(
             f"--{entry.name.replace('_', '-')}",
-            type=_PARSERS.get(str(entry.type), str),
+            type=_PARSERS.get(entry.metadata["kind"], str),
             choices=entry.metadata["choices"] or None,
-            metavar=None if entry.metadata["choices"] else _METAVARS.get(str(entry.type), "TEXT"),
+            metavar=None if entry.metadata["choices"] else _METAVARS.get(entry.metadata["kind"], "TEXT"),
             # Not the default itself: what is not given comes from --config, or else from Config.
             default=argparse.SUPPRESS,
             help=f"{entry.metadata['help']} (default: {_show(entry.metadata['default'])})",
@@ -211,8 +211,8 @@ def _named_numbers(text: str) -> Dict[str, float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not names with numbers, as k=2 or a=2,b=3") from None
 
 
-_PARSERS = {"int": int, "float": float, "List[float]": _numbers, "Dict[str, float]": _named_numbers}
-_METAVARS = {"int": "N", "float": "X", "List[float]": "X[,X...]", "Dict[str, float]": "NAME=X[,...]"}
+_PARSERS: Dict[type, Callable[[str], Any]] = {int: int, float: float, list: _numbers, dict: _named_numbers}
+_METAVARS = {int: "N", float: "X", list: "X[,X...]", dict: "NAME=X[,...]"}
 
 
 def _data(arguments: argparse.Namespace) -> None:

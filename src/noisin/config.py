@@ -25,9 +25,11 @@ def option(
     low: float = -math.inf,
     high: float = math.inf,
     group: str = "model",
+    nullable: bool = False,
 ) -> Any:
-    """Declare an option: its default, its explanation, and the closed range or the choices of its values."""
+    """Declare an option: its default and so its type, what it means, and the closed range or choices of its values."""
     metadata = {"default": default, "help": help, "choices": choices, "low": low, "high": high, "group": group}
+    metadata.update(kind=type(default), nullable=nullable)
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -53,7 +55,9 @@ class Config:
     )
     method: str = option("none", "what regularises the model; * learns gamma (paper: all four)", choices=METHODS)
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
-    activation: Optional[str] = option("sigmoid", "of the rnn cell (paper: all three)", choices=ACTIVATIONS)
+    activation: Optional[str] = option(
+        "sigmoid", "of the rnn cell (paper: all three)", choices=ACTIVATIONS, nullable=True
+    )
     layers: int = option(1, "recurrent layers (paper: 1 and 2)", low=1, high=64)
     hidden: int = option(256, "units in each layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
     embedding: int = option(0, "size of the word embedding; 0: as hidden (paper: not stated)", low=0, high=1e5)
@@ -198,25 +202,26 @@ class Config:
 def _check(entry: dataclasses.Field, value: Any) -> None:
     """Raise UserError unless `value` has the type, and is in the range, of the option `entry`."""
     bounds, where = entry.metadata, f"{entry.name} is {quoted(value)}"
-    if "Optional" in str(entry.type) and value is None:
+    kind = bounds["kind"]
+    if bounds["nullable"] and value is None:
         return
-    if "Dict" in str(entry.type):
+    if kind is dict:
         if not isinstance(value, dict) or not all(_is_number(v) for v in value.values()):
             raise UserError(f"{where}: it must be names with numbers, as k=2")
         return
-    if "List" in str(entry.type):
+    if kind is list:
         if not isinstance(value, list) or not value or not all(_is_number(v) for v in value):
             raise UserError(f"{where}: it must be one or more numbers")
         values = value
-    elif "str" in str(entry.type):
+    elif kind is str:
         if not isinstance(value, str) or not _is_unicode(value):
             raise UserError(f"{where}: it must be text")
         if bounds["choices"] and value not in bounds["choices"]:
             raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
         return
     else:
-        if not _is_number(value) or (entry.type == "int" and not isinstance(value, int)):
-            raise UserError(f"{where}: it must be {'a whole number' if entry.type == 'int' else 'a number'}")
+        if not _is_number(value) or (kind is int and not isinstance(value, int)):
+            raise UserError(f"{where}: it must be {'a whole number' if kind is int else 'a number'}")
         values = [value]
     for number in values:
         if not bounds["low"] <= number <= bounds["high"]:  # also refuses NaN
@@ -225,11 +230,12 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
 
 def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
     """The value with 1.0 for 1 where the option is of floats: equal configurations have one fingerprint."""
-    if "float" not in str(entry.type) or value is None:
-        return value
-    if isinstance(value, dict):
+    kind = entry.metadata["kind"]
+    if kind is dict:
         return {name: float(number) for name, number in value.items()}
-    return [float(number) for number in value] if isinstance(value, list) else float(value)
+    if kind is list:
+        return [float(number) for number in value]
+    return float(value) if kind is float else value
 
 
 def _is_unicode(value: str) -> bool:
