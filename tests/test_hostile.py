@@ -301,7 +301,9 @@ def test_what_is_no_file_is_refused_at_once(checkpoint, capsys, kind, name):
         assert main(["train", "--config", str(path)]) == 2
         assert main(["runs", str(checkpoint)]) == 0
         captured = capsys.readouterr()
-        assert captured.err.count("\n") == 1 and "damaged" in captured.out
+        by_train, by_runs = captured.err.splitlines()
+        assert by_train.startswith("noisin: error: ") and by_runs.startswith("noisin: .: ")
+        assert str(path) in by_train and str(path) in by_runs and "damaged" in captured.out
     assert time.process_time() - start < 2
 
 
