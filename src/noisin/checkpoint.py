@@ -35,7 +35,7 @@ from noisin.arrays import parse_arrays
 from noisin.config import Config, config_from_dict
 from noisin.data import END, UNKNOWN
 from noisin.errors import UserError, quoted
-from noisin.files import hold_folder, is_locked, read_json, read_regular, write_bytes, write_file, write_json
+from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
 STATUSES = ("running", "finished", "early-stopped", "diverged")
 
@@ -105,7 +105,8 @@ class RunDirectory:
                 "of noisin, or give another --run-dir"
             )
         if not (self.path / "vocabulary.txt").exists():
-            write_bytes(self.path / "vocabulary.txt", "".join(f"{name}\n" for name in types).encode("utf-8"))
+            lines = "".join(f"{name}\n" for name in types)
+            write_file(self.path / "vocabulary.txt", lambda aside: aside.write_text(lines, encoding="utf-8"))
 
     @property
     def in_use(self) -> bool:
