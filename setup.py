@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(
     r'^__version__ = "([^"]+)"', (HERE / "src/noisin/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
 ).group(1)
+FLAGS = {"_updates": ["-ffp-contract=off"]}  # no fused multiply-add, whose rounding would not be MXNet's
 
 setup(
     name="noisin",
@@ -29,7 +30,10 @@ setup(
             f"noisin.{source.stem}",
             [f"src/noisin/{source.name}"],
             depends=["src/noisin/_vector.h"],
-            extra_compile_args=["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"],
+            extra_compile_args=[
+                *"-O3 -fopenmp-simd -fno-math-errno -fno-trapping-math".split(),
+                *FLAGS.get(source.stem, []),
+            ],
             libraries=["m"],
         )
         for source in sorted((HERE / "src/noisin").glob("*.c"))

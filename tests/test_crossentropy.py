@@ -37,7 +37,8 @@ def reference(logits, targets, weight):
 @pytest.mark.parametrize("rows, size", [(1, 1), (3, 7), (4, 1000), (33, 129)])
 @pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
 def test_float32_equals_float64_arithmetic(monkeypatch, threads, rows, size, spread):
-    monkeypatch.setattr(crossentropy, "threads", lambda: threads)
+    for module in (crossentropy, compiled):
+        monkeypatch.setattr(module, "threads", lambda: threads)
     logits = np.random.normal(0, spread, (rows, size)).astype(np.float32)
     bias, targets = np.random.normal(0, spread, size).astype(np.float32), np.random.randint(0, size, rows)
     expected_log_p, expected = reference((logits + bias).astype(np.float32), targets, 0.25)

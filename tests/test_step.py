@@ -11,6 +11,7 @@ from mxnet import autograd, gluon
 
 from noisin.config import Config
 from noisin.objective import AveragedLikelihood
+from noisin.optimizers import OPTIMIZERS
 from noisin.step import ClippingTrainer, Diverged, TrainingStep
 
 SMALL = {"cell": "rnn", "activation": "sigmoid", "layers": 2, "hidden": 5, "embedding": 4, "batch_size": 3, "unroll": 4}
@@ -38,7 +39,7 @@ def test_clipping_equals_gluons(optimizer, scale):
     clip, batch_size = 0.3, 4
     ours, gluons = parameters_with_gradients(scale), parameters_with_gradients(scale)
     options = {"learning_rate": 0.1, "wd": 0.01}
-    ClippingTrainer(ours, optimizer, options, clip).step(batch_size)
+    ClippingTrainer(ours, OPTIMIZERS[optimizer](**options), clip).step(batch_size)
     gluon.utils.clip_global_norm([p.grad() for p in gluons.values()], clip * batch_size)
     gluon.Trainer(gluons, optimizer, options, kvstore=None).step(batch_size)
     for ours_value, gluons_value in zip(values(ours), values(gluons)):
@@ -48,7 +49,7 @@ def test_clipping_equals_gluons(optimizer, scale):
 
 def test_a_gradient_below_the_limit_is_not_touched():
     ours, gluons = parameters_with_gradients(0.01), parameters_with_gradients(0.01)
-    ClippingTrainer(ours, "adam", {"learning_rate": 0.1}, clip=100.0).step(4)
+    ClippingTrainer(ours, OPTIMIZERS["adam"](learning_rate=0.1), clip=100.0).step(4)
     gluon.Trainer(gluons, "adam", {"learning_rate": 0.1}, kvstore=None).step(4)
     for ours_value, gluons_value in zip(values(ours), values(gluons)):
         np.testing.assert_array_equal(ours_value, gluons_value)
@@ -57,7 +58,7 @@ def test_a_gradient_below_the_limit_is_not_touched():
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(poison):
     parameters = parameters_with_gradients(1.0)
-    trainer = ClippingTrainer(parameters, "adam", {"learning_rate": 0.1}, clip=1.0)
+    trainer = ClippingTrainer(parameters, OPTIMIZERS["adam"](learning_rate=0.1), clip=1.0)
     parameters["b"].grad()[1] = poison  # 3e38 is finite, its square is not
     with pytest.raises(Diverged, match="norm is"):
         trainer.step(1)

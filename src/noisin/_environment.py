@@ -16,7 +16,7 @@ from typing import Optional, Type
 
 NUMPY_PIN = "numpy>=1.19,<1.24"
 COMMANDS = ("noisin", "experiments", "benchmarks")
-COMPILED_PARTS = ("_crossentropy", "_normals")
+COMPILED_PARTS = ("_crossentropy", "_normals", "_updates")
 
 # In the order in which they need one another; pinned in requirements-gpu.txt.
 _CUDA_PACKAGES = (

@@ -122,6 +122,20 @@ def _split_steps(F: Any, sequence: Any, length: int) -> List[Any]:
     return [sequence] if length == 1 else list(F.split(sequence, num_outputs=length, axis=0))
 
 
+def _split_gates(F: Any, gates: Any, count: int) -> List[Any]:
+    """(batch, count * hidden) -> `count` times (batch, hidden)."""
+    # As an axis of its own: along one that is not the last, MXNet copies whole rows and not number by number.
+    return F.split(F.reshape(gates, shape=(0, count, -1)), num_outputs=count, axis=1, squeeze_axis=True)
+
+
+def _sigmoid(F: Any, x: Any) -> Any:
+    return F.Activation(x, act_type="sigmoid")  # in vector instructions, which F.sigmoid is not
+
+
+def _tanh(F: Any, x: Any) -> Any:
+    return F.Activation(x, act_type="tanh")
+
+
 class ElmanCell(ProjectedCell, rnn.RNNCell):
     r"""Elman's recurrent cell, the plain RNN of the paper (section 2.1).
 
@@ -158,9 +172,9 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
         self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
     ) -> Tuple[Any, List[Any]]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=4 * self._hidden_size)
-        update, forget, candidate, output = F.split(projected + recurrent, num_outputs=4, axis=1)
-        memory = F.sigmoid(forget) * states[1] + F.sigmoid(update) * F.tanh(candidate)
-        return F.sigmoid(output) * F.tanh(memory), [memory]
+        update, forget, candidate, output = _split_gates(F, projected + recurrent, 4)
+        memory = _sigmoid(F, forget) * states[1] + _sigmoid(F, update) * _tanh(F, candidate)
+        return _sigmoid(F, output) * _tanh(F, memory), [memory]
 
 
 class GRUCell(ProjectedCell, rnn.GRUCell):
@@ -179,11 +193,11 @@ class GRUCell(ProjectedCell, rnn.GRUCell):
         self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
     ) -> Tuple[Any, List[Any]]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=3 * self._hidden_size)
-        input_reset, input_update, input_candidate = F.split(projected, num_outputs=3, axis=1)
-        hidden_reset, hidden_update, hidden_candidate = F.split(recurrent, num_outputs=3, axis=1)
-        reset = F.sigmoid(input_reset + hidden_reset)
-        update = F.sigmoid(input_update + hidden_update)
-        candidate = F.tanh(input_candidate + reset * hidden_candidate)
+        input_reset, input_update, input_candidate = _split_gates(F, projected, 3)
+        hidden_reset, hidden_update, hidden_candidate = _split_gates(F, recurrent, 3)
+        reset = _sigmoid(F, input_reset + hidden_reset)
+        update = _sigmoid(F, input_update + hidden_update)
+        candidate = _tanh(F, input_candidate + reset * hidden_candidate)
         return (1 - update) * candidate + update * states[0], []
 
 

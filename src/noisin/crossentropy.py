@@ -7,7 +7,6 @@ backward through softmax, choice of the target and bias, and through two convers
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, List, Tuple
 
 import mxnet as mx
@@ -95,22 +94,15 @@ def cross_entropy(
         raise ValueError(f"{product.shape} logits, a bias of {bias.shape} and {targets.shape} targets do not fit")
     if targets.min() < 0 or targets.max() >= size:
         raise ValueError(f"a target is not from 0 to {size - 1}")
-    parts = np.array_split(np.arange(rows), threads())
-    buffers, bias_gradients = np.empty((len(parts), size), np.float32), np.zeros((len(parts), size), np.float32)
+    buffers, bias_gradients = np.empty((threads(), size), np.float32), np.zeros((threads(), size), np.float32)
     log_p = np.empty(rows, np.float32)
 
-    def run(part: int) -> None:
-        own = parts[part]
-        if own.size:
-            first, half = own[0], product.dtype == np.uint16
-            logits, *given = (array.ctypes.data for array in (product[first:], bias, targets[first:]))
-            taken = (array.ctypes.data for array in (buffers[part], log_p[first:], bias_gradients[part]))
-            _KERNEL(logits, half, *given, weight, own.size, size, *taken)
+    def run(part: int, start: int, end: int) -> None:
+        logits, *given = (array.ctypes.data for array in (product[start:], bias, targets[start:]))
+        taken = (array.ctypes.data for array in (buffers[part], log_p[start:], bias_gradients[part]))
+        _KERNEL(logits, product.dtype == np.uint16, *given, weight, end - start, size, *taken)
 
-    others = [_POOL.submit(run, part) for part in range(1, len(parts))]
-    run(0)
-    for other in others:
-        other.result()
+    compiled.in_parts(rows, run)
     return log_p, bias_gradients.sum(axis=0)
 
 
@@ -119,4 +111,3 @@ _KERNEL = compiled.function(
     "noisin_cross_entropy",
     [ARRAY, ctypes.c_int, ARRAY, ARRAY, ctypes.c_float, NUMBER, NUMBER, ARRAY, ARRAY, ARRAY],
 )
-_POOL = ThreadPoolExecutor(threads(), thread_name_prefix="noisin-crossentropy")

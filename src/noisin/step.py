@@ -13,6 +13,7 @@ from noisin.config import Config
 from noisin.crossentropy import FusedLikelihood
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood
+from noisin.optimizers import OPTIMIZERS
 
 
 class Diverged(Exception):
@@ -29,8 +30,9 @@ class ClippingTrainer(gluon.Trainer):
 
     Parameters
     ----------
-    params, optimizer, optimizer_params
+    params
         As in `gluon.Trainer`.
+    optimizer : mxnet.optimizer.Optimizer
     clip : float
         c, the largest norm of the gradient after its division by the batch size (paper: 5).
 
@@ -40,8 +42,8 @@ class ClippingTrainer(gluon.Trainer):
         By `step`, if the norm is not finite; the weights are then what they were before.
     """
 
-    def __init__(self, params: Any, optimizer: str, optimizer_params: Any, clip: float) -> None:
-        super().__init__(params, optimizer, optimizer_params, kvstore=None)
+    def __init__(self, params: Any, optimizer: mx.optimizer.Optimizer, clip: float) -> None:
+        super().__init__(params, optimizer, kvstore=None)
         self._clip = clip
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
@@ -73,8 +75,8 @@ class TrainingStep:
         kind = FusedLikelihood if device.device_type == "cpu" else AveragedLikelihood
         self._objective = kind(model, config.unroll, config.samples, config.dtype)
         self._objective.hybridize(static_alloc=True, static_shape=True)
-        options = {"learning_rate": config.learning_rate, "wd": config.weight_decay}
-        self.trainer = ClippingTrainer(model.collect_params(), config.optimizer, options, config.clip)
+        optimizer = OPTIMIZERS[config.optimizer](learning_rate=config.learning_rate, wd=config.weight_decay)
+        self.trainer = ClippingTrainer(model.collect_params(), optimizer, config.clip)
         self.begin()
 
     def begin(self) -> None:
