@@ -85,7 +85,7 @@ report: $(READY) ## write report/: a page, tables (Markdown, CSV, LaTeX) and fig
 	@$(PY) -m experiments report $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## time training steps against the limit of the matrix products and against peers; half an hour
+bench: $(READY) ## time training steps against the limit of the matrix products and against peers; twenty minutes
 	@$(PY) -m benchmarks $(ARGS)
 
 # ---- development ---------------------------------------------------------------------------------------------------

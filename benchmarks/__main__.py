@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise UserError now, not after half an hour, where nothing could be written."""
+    """Raise UserError now, not after twenty minutes, where nothing could be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
