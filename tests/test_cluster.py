@@ -162,7 +162,7 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
         if "noisin-learned" in name
     )
     victim.send_signal(signal.SIGKILL)
-    wait_for(lambda: gone(training))
+    wait_for(lambda: gone(training), seconds=15)  # the kernel kills it at once; that is seen late on a busy machine
     assert not (tmp_path / "runs" / "demo" / name / "record.json").exists()  # that was in the middle
     assert process.wait(timeout=120) == 0, output.read_text()
     assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2
