@@ -98,9 +98,9 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     jobs = arguments.jobs or 1
     run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
 
-    def engine(jobs: Mapping[str, Job], relay: Relay) -> Ended:
+    def engine(work: Mapping[str, Job], relay: Relay) -> Ended:
         load_corpus(experiment.setting["corpus"])  # a missing one is said once, too, if there is anything to run
-        return run_all(jobs, relay)
+        return run_all(work, relay)
 
     # Two runs of one thread make more words a second than two of two.
     cores = arguments.threads or (1 if remote else max(1, threads() // jobs))

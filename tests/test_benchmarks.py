@@ -112,7 +112,8 @@ def test_a_contender_gets_its_environment(capfd):
 
 
 @pytest.mark.skipif(
-    "bfloat16" not in benchmarks.__main__._dtypes(), reason="no bfloat16 instructions: not timed either"
+    "bfloat16" not in benchmarks.__main__._dtypes(),
+    reason="this processor has no bfloat16 instructions; `make bench` leaves its rows out too",
 )
 def test_every_contender_makes_steps_in_bfloat16(monkeypatch):
     """In processes of their own: for the peers it is a setting of the whole process."""
