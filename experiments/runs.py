@@ -115,6 +115,12 @@ def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> Lis
     return in_case(case, runs_of(experiment, runs))
 
 
+def candidates(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:
+    """Those that belong to one case of it or of its searches: among them validation chooses a method's variant."""
+    found = [run for one in (experiment, *experiment.searches) for run in runs_of_case(one, case, runs)]
+    return list(dict.fromkeys(found))
+
+
 def in_case(case: Case, runs: Sequence[Run]) -> List[Run]:
     """Those of these runs of an experiment that are of one case."""
     return [run for run in runs if case.covers(run.config.to_dict())]
@@ -190,9 +196,10 @@ def number(value: float) -> str:
 
 
 def name_of(config: Config) -> str:
-    """The method as the paper calls it, with its gamma if it has one."""
+    """The method as the paper calls it, with its gamma or its rates if it has them."""
     gamma = ", ".join(f"{value:g}" for value in config.gamma)
-    said = {"noisin": f" (γ {gamma})", "noisin*": f" (γ from {gamma})"}
+    dropped = ", ".join(f"{rate:g}" for rate in rates(config))
+    said = {"noisin": f" (γ {gamma})", "noisin*": f" (γ from {gamma})", "dropout": f" (rates {dropped})"}
     return PAPER_NAMES[config.method] + said.get(config.method, "")
 
 

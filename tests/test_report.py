@@ -16,7 +16,7 @@ from helpers import make_up_record
 
 from experiments.__main__ import main
 from experiments.claims import CLAIMS, judge, plain
-from experiments.declared import DROPOUT, FIGURE2, TABLE2, TABLE3, Case
+from experiments.declared import DROPOUT, FIGURE2, RATES, TABLE2, TABLE3, Case
 from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs
@@ -368,6 +368,28 @@ def test_noisin_beats_a_rival_or_not(tmp_path, claim, rival, ours, verdict):
 def test_the_better_of_noisin_is_found_on_validation(tmp_path):
     fixed, learned = record_of(NOISIN, 90.0, valid=120.0), record_of(LEARNED, 110.0, valid=115.0)
     assert verdicts(tmp_path, "a", record_of(NONE, 100.0), fixed, learned)["test, clean"] == "fails"
+
+
+def test_a_rate_that_validates_better_in_its_setting_speaks_for_dropout(tmp_path):
+    (in_table2,) = (
+        config for config in TABLE2.configs(["dropout"]) if (config.layers, config.activation) == (2, "relu")
+    )
+    (ours,) = (config for config in TABLE2.configs(["noisin"]) if (config.layers, config.activation) == (2, "relu"))
+    tried = {config.dropout_inputs: config for config in RATES.configs() if config.activation == "relu"}
+    assert in_table2 in tried.values()
+    better, worse = (
+        changed(tried[rate], recurrent_init=kind) for rate, kind in ((0.2, "orthogonal"), (0.05, "identity"))
+    )
+    records = [
+        record_of(ours, 100.0),
+        record_of(in_table2, 110.0),
+        record_of(worse, 80.0),
+    ]  # the last of another setting
+    assert verdicts(tmp_path, "b", *records)["test, clean"] == "holds"
+    records.append(record_of(better, 95.0))
+    assert verdicts(tmp_path, "b", *records)["test, clean"] == "fails"
+    (judgement,) = (one for one in judge(load_runs(tmp_path)) if one.claim == "b" and one.measure == "test, clean")
+    assert plain(judgement.evidence) == "NOISIN (γ 0.2) 100.0 against Dropout (rates 0.2, 0.2, 0.2, 0.1) 95.0"
 
 
 @pytest.mark.parametrize("apart, verdict", [(1.0, "undecided"), (20.0, "holds"), (-20.0, "fails")])
