@@ -23,16 +23,17 @@ quoted = '$(subst ','\'',$(1))'
 # option NAME,VARIABLE: --NAME VALUE if the variable was given
 option = $(if $(strip $($(2))),--$(1) $(call quoted,$(strip $($(2)))))
 NARROW = $(strip $(call option,epochs,EPOCHS) $(call option,methods,METHODS) $(call option,seeds,SEEDS) \
-  $(call option,jobs,JOBS) $(call option,device,DEVICE) $(call option,dtype,DTYPE) $(ARGS))
+  $(call option,only,ONLY) $(call option,jobs,JOBS) $(call option,device,DEVICE) $(call option,dtype,DTYPE) $(ARGS))
 
 .PHONY: help
 help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-15s %s\n' "$$target" "$$what"; done
-	@echo "demo, ptb, table2, wikitext2 (table3), gamma, rates and initialisation take EPOCHS= METHODS= SEEDS= JOBS="
+	@echo "demo, ptb, table2, wikitext2 (table3), gamma, rates and initialisation take EPOCHS= METHODS= SEEDS= ONLY= JOBS="
 	@echo "DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
+	@echo "  make table2 ONLY=layers=2,activation=tanh"
 	@echo "test takes PYTEST_ARGS=; PYTHON= names the Python to use, CC= the C compiler."
 
 .PHONY: venv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -17,10 +18,10 @@ from experiments.runs import run_of
 from experiments.tables import frame, lines, markdown
 from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
-from noisin.config import METHODS
+from noisin.config import METHODS, Config
 from noisin.data import load_corpus
 from noisin.device import find_device
-from noisin.errors import UserError
+from noisin.errors import UserError, quoted
 from noisin.process import Job
 
 RUNS = Path("runs")
@@ -55,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme", "report"], help=listing)
     parser.add_argument("--methods", type=_names, help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
+    parser.add_argument(
+        "--only",
+        type=_options,
+        default={},
+        metavar="NAME=VALUE,...",
+        help="of the runs those with these options, as layers=2,activation=tanh,gamma=0.4 (default: all)",
+    )
     parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")
     parser.add_argument("--jobs", type=positive, help="runs side by side on this machine (default: 1)")
@@ -79,6 +87,13 @@ def _names(text: str) -> List[str]:
     return list(dict.fromkeys(text.replace(",", " ").split()))  # each once
 
 
+def _options(text: str) -> Dict[str, str]:
+    for pair in _names(text):
+        if not re.fullmatch("[a-z_]+=.+", pair):
+            raise argparse.ArgumentTypeError(f"{quoted(pair)} is not NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in _names(text))
+
+
 def _numbers(text: str) -> List[int]:
     return list(dict.fromkeys(map(natural, _names(text))))  # 1 and 01 are one
 
@@ -87,6 +102,8 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     narrowing: Dict[str, Any] = {name: getattr(arguments, name) for name in ("epochs", "dtype")}
     narrowing = {name: value for name, value in narrowing.items() if value is not None}
     configs = experiment.configs(arguments.methods, arguments.seeds, **narrowing)
+    for name, value in arguments.only.items():
+        configs = _having(configs, name, value)
     remote = arguments.scheduler not in (None, "local")
     if remote and arguments.jobs:
         raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
@@ -113,6 +130,21 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         _show(experiment, records)
     if failure:
         raise failure
+
+
+def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
+    """Those that have an option of this value, as it is written; what is set layer by layer is written once."""
+
+    def written(config: Config) -> str:
+        if name not in config.to_dict():
+            raise UserError(f"a run has no option {name}: --only takes those of noisin train, as layers=2")
+        found = getattr(config, name)
+        return ",".join(map(str, found)) if isinstance(found, list) else str(found)
+
+    having = [config for config in configs if written(config) == value]
+    if not having:
+        raise UserError(f"no run has {name}={value}: there is {name}={', '.join(dict.fromkeys(map(written, configs)))}")
+    return having
 
 
 def _show(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> None:

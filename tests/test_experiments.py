@@ -129,6 +129,18 @@ def test_narrowing_chooses_methods_seeds_and_epochs():
         DEMO.configs(["nosin"])
 
 
+def test_only_the_runs_with_these_options_are_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr("experiments.__main__.run_grid", lambda configs, *_: taken.extend(configs) or [])
+    assert main(["table2", "--only", "layers=2,activation=tanh", "--methods", "none,noisin*"]) == 0
+    expected = [(2, "tanh", "none"), (2, "tanh", "noisin*")]
+    assert [(config.layers, config.activation, config.method) for config in taken] == expected
+    taken.clear()
+    assert main(["gamma", "--only", "gamma=0.4,layers=1", "--seeds", "2,3"]) == 0
+    assert [(config.gamma, config.layers, config.seed) for config in taken] == [([0.4], 1, 2), ([0.4], 1, 3)]
+
+
 def test_a_record_is_found_by_its_configuration_whatever_options_are_new():
     config = Config(method="noisin", gamma=[0.2])
     old = record_of(config)
@@ -276,6 +288,10 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     "arguments, says",
     [
         (["demo", "--methods", "nosin"], "method is 'nosin'"),
+        (["demo", "--only", "layers"], "'layers' is not NAME=VALUE"),
+        (["demo", "--only", "layer=1"], "a run has no option layer: "),
+        (["demo", "--only", "layers=1,hidden=65"], "no run has hidden=65: there is hidden=64"),
+        (["gamma", "--only", "layers=2,gamma=3"], "no run has gamma=3: there is gamma=0.1, 0.2, 0.4"),
         (["demo", "--epochs", "0"], "0 is not a positive whole number"),
         (["demo", "--jobs", "x"], "'x' is not a whole number"),
         (["demo", "--seeds", "1,b"], "'b' is not a whole number"),
