@@ -31,9 +31,10 @@ setup(
             [f"src/noisin/{source.name}"],
             depends=["src/noisin/_vector.h"],
             extra_compile_args=[
-                *"-O3 -fopenmp-simd -fno-math-errno -fno-trapping-math".split(),
+                *"-O3 -fopenmp -fno-math-errno -fno-trapping-math".split(),
                 *FLAGS.get(source.stem, []),
             ],
+            extra_link_args=["-fopenmp"],  # GNU's library of threads, which MXNet uses too
             libraries=["m"],
         )
         for source in sorted((HERE / "src/noisin").glob("*.c"))

@@ -41,9 +41,9 @@ static inline uint16_t to_bfloat16(float value) {
  * `buffer` has place for `size` floats.
  */
 FOR_EACH_PROCESSOR
-void noisin_cross_entropy(void *product, int half, const float *restrict bias, const int32_t *restrict targets,
-                          float weight, int64_t rows, int64_t size, float *restrict buffer, float *restrict log_p,
-                          float *restrict bias_gradient) {
+static void cross_entropy_of_rows(void *product, int half, const float *restrict bias, const int32_t *restrict targets,
+                                  float weight, int64_t rows, int64_t size, float *restrict buffer,
+                                  float *restrict log_p, float *restrict bias_gradient) {
     for (int64_t row = 0; row < rows; row++) {
         float *restrict full = (float *)product + row * size;
         uint16_t *restrict halves = (uint16_t *)product + row * size;
@@ -87,4 +87,34 @@ void noisin_cross_entropy(void *product, int half, const float *restrict bias, c
             }
         }
     }
+}
+
+/* What crossentropy.py gives, field by field; `scratch` has place for two rows for each of `parts`. */
+struct cross_entropy {
+    void *product;
+    float *bias;
+    int32_t *targets;
+    float *scratch, *log_p, *bias_gradient;
+    int64_t half, rows, size, parts;
+    float weight;
+};
+
+/* All rows, in parts that threads do at the same time; `context` is the engine's. */
+void noisin_cross_entropy(void *context, void *given) {
+    const struct cross_entropy *task = given;
+    int64_t size = task->size, bytes = task->half ? 2 : 4;
+    (void)context;
+#pragma omp parallel for schedule(static, 1)
+    for (int64_t part = 0; part < task->parts; part++) {
+        int64_t start = task->rows * part / task->parts, end = task->rows * (part + 1) / task->parts;
+        float *buffer = task->scratch + 2 * part * size, *gradient = buffer + size;
+        memset(gradient, 0, sizeof(float) * (size_t)size);
+        cross_entropy_of_rows((char *)task->product + start * size * bytes, task->half != 0, task->bias,
+                              task->targets + start, task->weight, end - start, size, buffer, task->log_p + start,
+                              gradient);
+    }
+    memset(task->bias_gradient, 0, sizeof(float) * (size_t)size);
+    for (int64_t part = 0; part < task->parts; part++)
+        for (int64_t i = 0; i < size; i++)
+            task->bias_gradient[i] += task->scratch[(2 * part + 1) * size + i];
 }

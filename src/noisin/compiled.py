@@ -1,27 +1,26 @@
-"""noisin's compiled parts, as Python sees them: their functions, and the memory of MXNet's arrays."""
+"""noisin's compiled parts, as Python sees them: their functions, MXNet's engine to run them, MXNet's memory."""
 
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Sequence
+from typing import Any, Mapping, Sequence
 
 import mxnet as mx
 import numpy as np
 from mxnet.base import _LIB, check_call
 
-from noisin._environment import compiled_part, threads
+from noisin._environment import compiled_part
 
 ARRAY, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
-def function(part: str, name: str, arguments: Sequence[Any]) -> Any:
+def function(part: str, name: str, arguments: Sequence[Any] = (ARRAY, ARRAY)) -> Any:
     """The function `name` of the library made of `part`.c; ctypes gives up Python's lock while it runs.
 
     Parameters
     ----------
     part, name : str
-    arguments : sequence of ctypes types
+    arguments : sequence of ctypes types, default those of an operator of the engine
         Of what it takes; it returns nothing.
     """
     found = getattr(ctypes.CDLL(compiled_part(part)), name)
@@ -29,42 +28,58 @@ def function(part: str, name: str, arguments: Sequence[Any]) -> Any:
     return found
 
 
-def in_parts(size: int, run: Callable[[int, int, int], None], least: int = 1) -> None:
-    """Do a piece of work in parts, one a thread, at the same time.
+class Operator(ctypes.Structure):
+    """An operator of ours for MXNet's engine: a subclass has the C file's `_fields_`, and as `run` its function."""
 
-    Parameters
-    ----------
-    size : int
-        Of the work.
-    run : callable
-        Is given the number of the part, where it begins and where it ends; not called for an empty part.
-    least : int, default 1
-        Of the work that another thread is worth.
-    """
-    count = max(1, min(threads(), size // least))
-    bounds = [size * part // count for part in range(count + 1)]
-    others = [_POOL.submit(run, part, *bounds[part : part + 2]) for part in range(1, count)]
-    if size:
-        run(0, *bounds[:2])
-    for other in others:
-        other.result()
+    run: Any
+
+    @classmethod
+    def push(cls, reads: Mapping[str, mx.nd.NDArray], writes: Mapping[str, mx.nd.NDArray], **numbers: float) -> None:
+        """Have it run by the engine, in its turn: after what the arrays wait for, before what waits for them.
+
+        The engine's threads wait awake for the next operator: threads of ours would have to share the cores with them.
+
+        Parameters
+        ----------
+        reads, writes : mapping of field to NDArray
+            On a CPU, each in one field only.
+        **numbers
+            The other fields.
+        """
+        fields = {**{name: address(array) for name, array in (*reads.items(), *writes.items())}, **numbers}
+        assert set(fields) == {field[0] for field in cls._fields_}
+        copy = _LIBC.malloc(ctypes.sizeof(cls))  # which the engine frees
+        ctypes.memmove(copy, ctypes.byref(cls(**fields)), ctypes.sizeof(cls))
+        handles = [(ctypes.c_void_p * len(part))(*(a.handle for a in part.values())) for part in (reads, writes)]
+        check_call(
+            _LIB.MXEnginePushSyncND(
+                *(cls.run, ctypes.c_void_p(copy), _LIBC.free, _CPU),
+                *(handles[0], len(reads), handles[1], len(writes)),
+                *(None, 0, cls.__name__.encode()),
+            )
+        )
 
 
-_POOL = ThreadPoolExecutor(threads(), thread_name_prefix="noisin")
+_LIBC = ctypes.CDLL(None)
+_LIBC.malloc.argtypes, _LIBC.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+_CPU = (ctypes.c_int32 * 2)(mx.cpu().device_typeid, 0)  # MXNet's Context
 
 
-def memory(array: mx.nd.NDArray, write: bool = False) -> np.ndarray:
+def address(array: mx.nd.NDArray) -> int:
+    """Where the array's memory is, once it is computed: until then MXNet may not have given it any."""
+    array.wait_to_read()
+    pointer = ctypes.c_void_p()
+    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    return pointer.value or 0
+
+
+def memory(array: mx.nd.NDArray) -> np.ndarray:
     """The array's own memory, once it is computed, for as long as the array lives; `asnumpy` would copy it.
 
     Parameters
     ----------
     array : NDArray
         float32, or bfloat16, which NumPy sees as uint16; on a CPU.
-    write : bool, default False
-        Wait until nothing reads the array any more, too.
     """
-    check_call((_LIB.MXNDArrayWaitToWrite if write else _LIB.MXNDArrayWaitToRead)(array.handle))
-    pointer = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     kind = ctypes.c_float if array.dtype == np.float32 else ctypes.c_uint16
-    return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(kind)), shape=array.shape)
+    return np.ctypeslib.as_array(ctypes.cast(address(array), ctypes.POINTER(kind)), shape=array.shape)

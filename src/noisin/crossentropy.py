@@ -14,9 +14,8 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
-from noisin import compiled
 from noisin._environment import threads
-from noisin.compiled import ARRAY, NUMBER
+from noisin.compiled import ARRAY, NUMBER, Operator, function
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood
 
@@ -46,12 +45,9 @@ class FusedLikelihood(AveragedLikelihood):
         inputs, targets = (mx.nd.tile(ids, reps=(1, self._samples)) for ids in (inputs, targets))
         with autograd.record():
             product, bias, states = self._products(inputs, states)
-        targets = targets.asnumpy().reshape(-1)
-        log_p, bias_gradient = cross_entropy(
-            compiled.memory(product), compiled.memory(bias), targets, 1 / self._samples
-        )
-        autograd.backward([product, bias], [product, mx.nd.array(bias_gradient)])
-        return -float(log_p.sum(dtype=np.float64)) / self._samples, states
+        log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), 1 / self._samples)
+        autograd.backward([product, bias], [product, bias_gradient])
+        return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
 
 
 class _DecoderProducts(HybridBlock):
@@ -70,16 +66,16 @@ class _DecoderProducts(HybridBlock):
 
 
 def cross_entropy(
-    product: np.ndarray, bias: np.ndarray, targets: np.ndarray, weight: float = 1.0
-) -> Tuple[np.ndarray, np.ndarray]:
+    product: mx.nd.NDArray, bias: mx.nd.NDArray, targets: mx.nd.NDArray, weight: float = 1.0
+) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
     r"""Log p of each target under softmax(product + bias), and in place of `product` the gradient of -weight * log p.
 
     Parameters
     ----------
-    product : array (N, V), float32, or bfloat16 as uint16
+    product : NDArray (N, V), float32 or bfloat16
         Is overwritten.
-    bias : array (V,), float32
-    targets : array (N,) of int
+    bias : NDArray (V,), float32
+    targets : NDArray (N,)
         From 0 to below V.
     weight : float, default 1
 
@@ -89,25 +85,29 @@ def cross_entropy(
         A row with a NaN or an infinite logit has a gradient of NaN.
     """
     rows, size = product.shape
-    targets = np.ascontiguousarray(targets, dtype=np.int32)
-    if targets.shape != (rows,) or bias.shape != (size,) or not product.flags.c_contiguous:
+    if targets.shape != (rows,) or bias.shape != (size,):
         raise ValueError(f"{product.shape} logits, a bias of {bias.shape} and {targets.shape} targets do not fit")
-    if targets.min() < 0 or targets.max() >= size:
+    ids = targets.asnumpy()
+    if ids.min() < 0 or ids.max() >= size:
         raise ValueError(f"a target is not from 0 to {size - 1}")
-    buffers, bias_gradients = np.empty((threads(), size), np.float32), np.zeros((threads(), size), np.float32)
-    log_p = np.empty(rows, np.float32)
+    targets, parts = mx.nd.array(ids, dtype=np.int32), threads()
+    log_p, bias_gradient, scratch = (mx.nd.empty(shape) for shape in ((rows,), (size,), (2 * parts, size)))
+    _CrossEntropy.push(
+        reads={"bias": bias, "targets": targets},
+        writes={"product": product, "scratch": scratch, "log_p": log_p, "bias_gradient": bias_gradient},
+        half=product.dtype != np.float32,
+        rows=rows,
+        size=size,
+        parts=parts,
+        weight=weight,
+    )
+    return log_p, bias_gradient
 
-    def run(part: int, start: int, end: int) -> None:
-        logits, *given = (array.ctypes.data for array in (product[start:], bias, targets[start:]))
-        taken = (array.ctypes.data for array in (buffers[part], log_p[start:], bias_gradients[part]))
-        _KERNEL(logits, product.dtype == np.uint16, *given, weight, end - start, size, *taken)
 
-    compiled.in_parts(rows, run)
-    return log_p, bias_gradients.sum(axis=0)
-
-
-_KERNEL = compiled.function(
-    "_crossentropy",
-    "noisin_cross_entropy",
-    [ARRAY, ctypes.c_int, ARRAY, ARRAY, ctypes.c_float, NUMBER, NUMBER, ARRAY, ARRAY, ARRAY],
-)
+class _CrossEntropy(Operator):
+    run = function("_crossentropy", "noisin_cross_entropy")
+    _fields_ = [
+        *((name, ARRAY) for name in ("product", "bias", "targets", "scratch", "log_p", "bias_gradient")),
+        *((name, NUMBER) for name in ("half", "rows", "size", "parts")),
+        ("weight", ctypes.c_float),
+    ]

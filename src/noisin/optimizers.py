@@ -9,8 +9,7 @@ from typing import Any, Dict, Type
 import mxnet as mx
 import numpy as np
 
-from noisin import compiled
-from noisin.compiled import ARRAY, NUMBER
+from noisin.compiled import ARRAY, NUMBER, Operator, function
 
 
 class Adam(mx.optimizer.Adam):
@@ -29,8 +28,17 @@ class Adam(mx.optimizer.Adam):
         self._update_count(index)
         t = self._index_update_count[index]
         rate = self._get_lr(index) * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
-        numbers = (rate, self.beta1, self.beta2, self.epsilon, self._get_wd(index), self.rescale_grad)
-        _apply(_ADAM, [weight, *state], grad, numbers)
+        _Adam.push(
+            reads={"gradient": grad},
+            writes={"weight": weight, "mean": state[0], "variance": state[1]},
+            size=weight.size,
+            rate=rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            decay=self._get_wd(index),
+            rescale=self.rescale_grad,
+        )
 
 
 class SGD(mx.optimizer.SGD):
@@ -49,7 +57,14 @@ class SGD(mx.optimizer.SGD):
             super().update_multi_precision(index, weight, grad, state)
             return
         self._update_count(index)
-        _apply(_SGD, [weight], grad, (self._get_lr(index), self._get_wd(index), self.rescale_grad))
+        _SGD.push(
+            reads={"gradient": grad},
+            writes={"weight": weight},
+            size=weight.size,
+            rate=self._get_lr(index),
+            decay=self._get_wd(index),
+            rescale=self.rescale_grad,
+        )
 
 
 OPTIMIZERS: Dict[str, Type[mx.optimizer.Optimizer]] = {"adam": Adam, "sgd": SGD}
@@ -63,16 +78,19 @@ def _in_memory(optimizer: mx.optimizer.Optimizer, *arrays: mx.nd.NDArray) -> boo
     )
 
 
-def _apply(kernel: Any, changed: Any, gradient: mx.nd.NDArray, numbers: Any) -> None:
-    """Update `changed`, weight and states, in place."""
-    arrays = [*(compiled.memory(array, write=True) for array in changed), compiled.memory(gradient)]
-    flat = [array.reshape(-1) for array in arrays]  # views
-
-    def run(_: int, start: int, end: int) -> None:
-        kernel(*(array[start:].ctypes.data for array in flat), end - start, *numbers)
-
-    compiled.in_parts(flat[0].size, run, least=2**16)
+class _Adam(Operator):
+    run = function("_updates", "noisin_adam")
+    _fields_ = [
+        *((name, ARRAY) for name in ("weight", "mean", "variance", "gradient")),
+        ("size", NUMBER),
+        *((name, ctypes.c_float) for name in ("rate", "beta1", "beta2", "epsilon", "decay", "rescale")),
+    ]
 
 
-_ADAM = compiled.function("_updates", "noisin_adam", [ARRAY] * 4 + [NUMBER] + [ctypes.c_float] * 6)
-_SGD = compiled.function("_updates", "noisin_sgd", [ARRAY] * 2 + [NUMBER] + [ctypes.c_float] * 3)
+class _SGD(Operator):
+    run = function("_updates", "noisin_sgd")
+    _fields_ = [
+        *((name, ARRAY) for name in ("weight", "gradient")),
+        ("size", NUMBER),
+        *((name, ctypes.c_float) for name in ("rate", "decay", "rescale")),
+    ]
