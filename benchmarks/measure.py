@@ -62,7 +62,9 @@ class _Process:
             "change": contender.change,
         }
         share = str(max(1, threads() // contender.processes))
-        environment = {**os.environ, "OMP_NUM_THREADS": share, **contender.environment}
+        # Peers run as their users run them: without what `import noisin` has set here, and sets again in our workers.
+        inherited = {name: value for name, value in os.environ.items() if name != "MXNET_CPU_PARALLEL_SIZE"}
+        environment = {**inherited, "OMP_NUM_THREADS": share, **contender.environment}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(task)],
             env=environment,

@@ -25,7 +25,7 @@ FIND_PYTHON = ROOT / "tools" / "find-python"
 ENV = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(("MAKE", "DMLC_", "PYTHON", "OMP_", "MFLAGS"))
+    if not name.startswith(("MAKE", "DMLC_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "MFLAGS"))
     and name not in ("EPOCHS", "METHODS", "SEEDS", "JOBS", "DEVICE", "DTYPE", "ARGS")
 }
 ENV["PYTHONPATH"] = str(ROOT / "src")
@@ -233,6 +233,36 @@ def test_threads_are_set_before_mxnet_loads_and_only_if_the_user_has_not():
     assert python(code).stdout == f"{cores} False\n"
     assert python(code, OMP_NUM_THREADS="").stdout == f"{cores} False\n"
     assert python(code, OMP_NUM_THREADS="7").stdout == "7 False\n"
+
+
+# Prints how often an operation's threads go to sleep, after an array of this many numbers was copied.
+SLEEPS = """
+import resource, sys
+import mxnet as mx
+import numpy as np
+mx.nd.array(np.zeros(int(sys.argv[1]), np.float32)).wait_to_read()
+square = mx.nd.ones((256, 256))
+def use(times):
+    for _ in range(times):
+        for _ in range(50):
+            product = mx.nd.FullyConnected(square, square, no_bias=True, num_hidden=256)
+        product.wait_to_read()
+use(2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+use(10)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / 500)
+"""
+
+
+@pytest.mark.skipif(_environment.usable_cores() < 2, reason="on one core there is nobody to wait for")
+def test_a_large_copy_does_not_put_the_engines_threads_to_sleep():
+    def sleeps(first, size):
+        return float(
+            run([sys.executable, "-c", first + SLEEPS, size], OMP_NUM_THREADS=_environment.usable_cores()).stdout
+        )
+
+    assert sleeps("", 10_000_000) > 0.5, "MXNet by itself is not disturbed: this test cannot fail any more"
+    assert sleeps("import noisin", 10_000_000) < 0.25
 
 
 def test_mxnet_before_noisin_is_warned_of_at_the_users_line():

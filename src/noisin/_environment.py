@@ -118,6 +118,16 @@ def set_threads() -> None:
     os.environ["OMP_NUM_THREADS"] = str(usable_cores())
 
 
+def leave_threads_to_the_engine() -> None:
+    """Let MXNet copy a large array with one thread, unless the environment says otherwise.
+
+    It would copy with several, in the thread that asks for the copy: a checkpoint read or a large array looked at once.
+    GNU's OpenMP counts those too from then on, more than there are cores, and has the engine's threads sleep at every
+    turn instead of waiting awake: a training step on two cores then takes half as long again.
+    """
+    os.environ.setdefault("MXNET_CPU_PARALLEL_SIZE", str(2**31 - 1))
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep freed arrays for the next training step, instead of giving them back to the system.
 
@@ -203,6 +213,7 @@ def prepare() -> None:
         for name in COMPILED_PARTS:
             compiled_part(name)
         set_threads()
+        leave_threads_to_the_engine()
         load_cuda_libraries()
     except ImportError as error:
         if _is_command():  # no code of the user's can catch the exception; a traceback would bury the line that helps
