@@ -343,6 +343,7 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, draw
     ]
     assert len(set(curves.values())) == 7
     validation_panels({"panel": records, "fewer": records[2:4]}, tmp_path / "panels.png", "Title")
+    assert drawn[1].axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
     looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in drawn[1].axes[0].get_lines()}
     assert len({look for look in looks if look[0] == figures.STYLES["noisin"]["color"]}) >= 3
     # One legend for all panels, in each of which a label has the same look.

@@ -134,12 +134,13 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
         PNG to write.
     title : str, default none
     """
-    rows = (len(panels) + 2) // 3
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
     every = _by_method([record for records in panels.values() for record in records])
     legend: Dict[str, Any] = dict.fromkeys(_label(record, every, seeds=False) for record in every)
     for index, (name, records) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, 3, index)
+        axes = figure.add_subplot(rows, columns, index)
         for record in _by_method(records):
             label = _label(record, every, seeds=False)
             legend[label] = _curve(axes, record, "valid_ppl", label, _shade(record, every))
@@ -149,7 +150,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
         else:
             axes.set(xlabel="", xticks=[], yticks=[])
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
-        if index % 3 == 1:
+        if (index - 1) % columns == 0:
             axes.set_ylabel("validation perplexity (log scale)")
     if legend:
         _legend_below(figure, list(legend.values()), list(legend))
