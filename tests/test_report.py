@@ -380,11 +380,8 @@ def test_a_rate_that_validates_better_in_its_setting_speaks_for_dropout(tmp_path
     better, worse = (
         changed(tried[rate], recurrent_init=kind) for rate, kind in ((0.2, "orthogonal"), (0.05, "identity"))
     )
-    records = [
-        record_of(ours, 100.0),
-        record_of(in_table2, 110.0),
-        record_of(worse, 80.0),
-    ]  # the last of another setting
+    # The last of these is of another setting, and has no say.
+    records = [record_of(ours, 100.0), record_of(in_table2, 110.0), record_of(worse, 80.0)]
     assert verdicts(tmp_path, "b", *records)["test, clean"] == "holds"
     records.append(record_of(better, 95.0))
     assert verdicts(tmp_path, "b", *records)["test, clean"] == "fails"

@@ -235,6 +235,12 @@ def test_threads_are_set_before_mxnet_loads_and_only_if_the_user_has_not():
     assert python(code, OMP_NUM_THREADS="7").stdout == "7 False\n"
 
 
+def test_how_mxnet_copies_is_for_the_user_to_say():
+    code = "import noisin, os; print(os.environ['MXNET_CPU_PARALLEL_SIZE'])"
+    assert python(code).stdout == "2147483647\n"
+    assert python(code, MXNET_CPU_PARALLEL_SIZE="200000").stdout == "200000\n"
+
+
 # Prints how often an operation's threads go to sleep, after an array of this many numbers was copied.
 SLEEPS = """
 import resource, sys
@@ -254,7 +260,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / 500)
 """
 
 
-@pytest.mark.skipif(_environment.usable_cores() < 2, reason="on one core there is nobody to wait for")
+@pytest.mark.skipif(
+    _environment.usable_cores() < 2,
+    reason="on one core MXNet has one thread, which waits for no other: there are no sleeps to count",
+)
 def test_a_large_copy_does_not_put_the_engines_threads_to_sleep():
     def sleeps(first, size):
         return float(

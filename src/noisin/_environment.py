@@ -121,7 +121,7 @@ def set_threads() -> None:
 def leave_threads_to_the_engine() -> None:
     """Let MXNet copy a large array with one thread, unless the environment says otherwise.
 
-    It would copy with several, in the thread that asks for the copy: a checkpoint read or a large array looked at once.
+    It would copy with several, in the thread that asks for the copy, as reading a checkpoint does.
     GNU's OpenMP counts those too from then on, more than there are cores, and has the engine's threads sleep at every
     turn instead of waiting awake: a training step on two cores then takes half as long again.
     """
