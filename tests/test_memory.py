@@ -49,15 +49,15 @@ def resident(directory, epochs, leak=0):
 
 def test_memory_does_not_grow_from_step_to_step(tmp_path):
     def growth(leak):
-        """Kilobytes a step, without the first epochs."""
-        sizes = resident(tmp_path / str(leak), 6, leak)
-        return (sizes[-1] - sizes[1]) / (4 * STEPS)
+        """Kilobytes a step in the median of the last five epochs: a leak grows in each, an allocator's pool in few."""
+        sizes = resident(tmp_path / str(leak), 10, leak)
+        return np.median(np.diff(sizes)[-5:]) / STEPS
 
     assert growth(leak=0) < 0.3
     assert growth(leak=1024) > 0.8, "a leak of a kilobyte a step goes unnoticed: this test cannot fail any more"
 
 
-@pytest.mark.load(reason="takes 11,000 steps, many minutes; the same is looked for over 1,500")
+@pytest.mark.load(reason="takes 11,000 steps, many minutes; the same is looked for over 2,500")
 @pytest.mark.timeout(7200)
 def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, capsys):
     sizes = resident(tmp_path, 44)  # 10,000 steps after a warm-up of 1,000
