@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from benchmarks.report import TITLES
-from experiments.declared import FIGURE2, IDENTITY, TABLE2, TABLE3, Case, Experiment
+from experiments.declared import FIGURE2, IDENTITY, TABLE2, TABLE3, ZAREMBA, Case, Experiment
 from experiments.runs import (
     ESTIMATORS,
     PAPER_NAMES,
@@ -81,7 +81,7 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
     measurements : mapping, optional
         Content of `benchmarks/results.json`, for the claims on cost.
     """
-    settings = [(experiment, case) for experiment in (TABLE2, IDENTITY, TABLE3) for case in experiment.cases]
+    settings = [(experiment, case) for experiment in (TABLE2, IDENTITY, TABLE3, ZAREMBA) for case in experiment.cases]
     found: List[Judgement] = []
     for claim, rival in (("a", "none"), ("b", "dropout")):
         for experiment, case in settings:
