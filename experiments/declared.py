@@ -247,6 +247,15 @@ ZAREMBA = Experiment(
     cases=[Case({}, {"none": 114.5})],
 )
 
+# How much of Zaremba et al.'s perplexity TABLE3's batch (which the paper states) and unroll (which it does not) cost.
+UNROLL = Experiment(
+    name="unroll",
+    title="Batch and unroll, Penn Treebank: 2-layer LSTM, 200 units",
+    setting=ZAREMBA.setting,
+    methods={"none": [{}]},
+    cases=[Case({"batch_size": batch, "unroll": steps}) for batch, steps in ((20, 20), (32, 20), (32, 35))],
+)
+
 # By the name of the command.
 EXPERIMENTS: Dict[str, Experiment] = {
     "demo": DEMO,
@@ -258,4 +267,5 @@ EXPERIMENTS: Dict[str, Experiment] = {
     "identity": IDENTITY,
     "wikitext2": TABLE3,
     "zaremba": ZAREMBA,
+    "unroll": UNROLL,
 }
