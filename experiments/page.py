@@ -243,7 +243,7 @@ def _experiment(section: Section) -> str:
     name = section.experiment.name
     groups: Dict[str, List[List[Cell]]] = {}
     for line in section.lines:
-        groups.setdefault(line.case.title, []).append(_line(line))
+        groups.setdefault(line.case.title, []).append(table_row(line))
     rivals = any(line.rivals for line in section.lines)
     caption = "Perplexity a word, ours beside the paper's; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best, of a method that has several." if rivals else ""
@@ -255,8 +255,8 @@ def _experiment(section: Section) -> str:
     return "\n".join(parts)
 
 
-def _line(line: Line) -> List[Cell]:
-    """A line of the table; perplexities of ours lead to the run."""
+def table_row(line: Line) -> List[Cell]:
+    """One line of an experiment's table as the page shows it; perplexities of ours lead to the run."""
     shown = cells(line)
     star = ' <span title="chosen by validation">★</span>' if line.rivals and line.chosen else ""
     strength = f' <span title="{RATES_COLUMN}">{escape(shown[RATES_COLUMN])}</span>' if RATES_COLUMN in shown else ""
@@ -273,7 +273,7 @@ def _line(line: Line) -> List[Cell]:
 
 def _others(lines: Sequence[Line]) -> str:
     caption = "Runs that belong to none of the experiments above, as trials; the paper has no number for them."
-    return _table("others", caption, HEADINGS, [("", [_line(line) for line in lines])])
+    return _table("others", caption, HEADINGS, [("", [table_row(line) for line in lines])])
 
 
 def _pictures(pictures: Sequence[Picture]) -> str:

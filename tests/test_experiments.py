@@ -17,7 +17,7 @@ from helpers import make_up_record
 
 from experiments.__main__ import _parser, main
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
-from experiments.page import _line
+from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.runner import RunsFailed
@@ -321,7 +321,7 @@ def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked
     ]
     assert list(table["chosen"]) == ["no", "yes", "no"]
     assert list(exact(found)["rates"]) == ["0.05 0.05 0.05 0.025", "0.1 0.1 0.1 0.05", "0.2 0.2 0.2 0.1"]
-    page = "".join(_line(line)[0].html for line in found)
+    page = "".join(table_row(line)[0].html for line in found)
     assert all(rates in page for rates in table["rates: inputs, states, outputs, embedding"])
 
 
