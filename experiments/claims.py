@@ -119,12 +119,18 @@ def _beats(claim: str, rival: str, experiment: Experiment, case: Case, runs: Seq
 
 
 def lower(ours: Score, other: Score, estimator: str) -> str:
-    """Whether one score is below another, by more than two standard errors where both have several seeds."""
+    """Whether one score is below another, by more than two standard errors where one of them has several seeds.
+
+    The deviation over seeds of the one that has them stands for the other's too.
+    """
     mine, theirs = ours.test(estimator), other.test(estimator)
-    deviations = [(score.deviation(estimator), score.seeds) for score in (ours, other)]
-    margin = 0.0
-    if all(deviation is not None for deviation, _ in deviations):
-        margin = 2 * math.sqrt(sum((deviation or 0.0) ** 2 / count for deviation, count in deviations))
+    deviations = [score.deviation(estimator) for score in (ours, other)]
+    known = max((deviation for deviation in deviations if deviation is not None), default=0.0)
+    errors = [
+        (known if deviation is None else deviation) ** 2 / score.seeds
+        for deviation, score in zip(deviations, (ours, other))
+    ]
+    margin = 2 * math.sqrt(sum(errors))
     if mine == theirs or abs(mine - theirs) <= margin:
         return UNDECIDED
     return HOLDS if mine < theirs else FAILS

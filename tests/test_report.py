@@ -397,6 +397,16 @@ def test_a_difference_within_the_spread_of_seeds_is_no_verdict(tmp_path, apart, 
     assert verdicts(tmp_path, "a", *records)["test, clean"] == verdict
 
 
+@pytest.mark.parametrize("several, one", [(NONE, NOISIN), (NOISIN, NONE)])
+@pytest.mark.parametrize("apart, verdict", [(6.0, "undecided"), (8.0, "other")])
+def test_the_spread_of_one_methods_seeds_stands_for_the_others(tmp_path, several, one, apart, verdict):
+    # A deviation of 3: two standard errors are 2 * 3 * sqrt(1 / 3 + 1) = 6.93.
+    records = [record_of(changed(several, seed=seed), 100.0 + 3 * seed) for seed in (1, 2, 3)]
+    records.append(record_of(one, 106.0 + apart))
+    expected = verdict if verdict == "undecided" else "fails" if one is NOISIN else "holds"
+    assert verdicts(tmp_path, "a", *records)["test, clean"] == expected
+
+
 @pytest.mark.parametrize("wide, verdict", [(NOISIN, "holds"), (LEARNED, "fails")])
 def test_stability_over_seeds_needs_several(tmp_path, wide, verdict):
     narrow = LEARNED if wide is NOISIN else NOISIN
