@@ -206,8 +206,8 @@ def _claims(judgements: Sequence[Judgement], files: Mapping[str, str]) -> str:
         groups.append((heading, [_judgement(judgement) for judgement in own]))
     caption = (
         "The choice between several runs of a method is by validation perplexity alone. A number without ± is of one "
-        "seed, and a verdict between two of those no more than that seed's; else one below two standard errors "
-        "is undecided. The last column is the verdict by the paper's own numbers."
+        "seed, and a verdict between two of those no more than that seed's; else a difference below two "
+        "standard errors is undecided. The last column is the verdict by the paper's own numbers."
     )
     return _table("claims", caption, ("setting", "by", "verdict", "ours", "paper"), groups) + _downloads(files)
 
