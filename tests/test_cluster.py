@@ -93,7 +93,7 @@ class Cluster:
         file = folder / "scheduler.json"
         command = [DASK, "scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", file]
         self.scheduler = start(command, folder, "scheduler", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=str(deaths))
-        wait_for(file.exists)
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"))  # there, and written to its end
         self.address = json.loads(file.read_text())["address"]
         self.started = 0
         self.workers = [self._start_worker() for _ in range(2)]
