@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from benchmarks.report import TITLES
@@ -20,21 +21,25 @@ from experiments.runs import (
     name_of,
     number,
     runs_of_case,
+    scores,
 )
 
-CLAIMS = {
-    "a": "NOISIN or NOISIN* beats None",
-    "b": "NOISIN or NOISIN* beats Dropout",
-    "c": "Learned noise (NOISIN*) is more stable than fixed (NOISIN)",
-    "d": "None overfits early, NOISIN later",
-    "e": "NOISIN costs about as much as None, Dropout noticeably more",
-    "f": "The gain of NOISIN* over None is small on WikiText-2",
-}
-HOLDS, FAILS, UNDECIDED, MISSING, UNMEASURED = "holds", "fails", "undecided", "not enough runs", "not measured"
-NOISIN = ("noisin", "noisin*")
-SEEDS = 3  # of each method, before their spreads are compared
 NOTICEABLE = 0.1  # of a step's time: more is "noticeably slower", less is "about the same"
 SMALL = 0.03  # of the perplexity: a gain up to this is "small"; the paper's on WikiText-2 is a third of it
+CLAIMS = {
+    "a": "NOISIN or NOISIN* beats None in every setting",
+    "b": "NOISIN or NOISIN* beats Dropout in all settings but one",
+    "c": "Learned noise (NOISIN*) is more stable than fixed (NOISIN)",
+    "d": "None overfits early, NOISIN does not",
+    "e": f"NOISIN costs about as much as None, Dropout noticeably more (by {100 * NOTICEABLE:g} % or more)",
+    "f": f"The gain of NOISIN* over None is small on WikiText-2 (up to {100 * SMALL:g} %)",
+}
+RIVALS = {"a": "none", "b": "dropout"}
+EXCEPTIONS = {"a": 0, "b": 1}  # settings in which the claim may fail
+HOLDS, FAILS, UNDECIDED, MISSING, UNMEASURED = "holds", "fails", "undecided", "not enough runs", "not measured"
+NOISIN = ("noisin", "noisin*")
+SEEDS = 3  # of each method, before their deviations are compared
+APART = 4.0  # times: of equal methods with three seeds each, one pair in eight has deviations further apart
 
 Evidence = Tuple[Union[str, Mention], ...]
 
@@ -81,18 +86,38 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
     measurements : mapping, optional
         Content of `benchmarks/results.json`, for the claims on cost.
     """
-    settings = [(experiment, case) for experiment in (TABLE2, IDENTITY, TABLE3, ZAREMBA) for case in experiment.cases]
+    experiments = (TABLE2, IDENTITY, TABLE3, ZAREMBA)
+    settings = [(experiment, case) for experiment in experiments for case in experiment.cases]
+    judged = list(dict.fromkeys(run for setting in settings for run in candidates(*setting, runs)))
+    deviations = {estimator: seed_deviation(judged, estimator) for estimator in ESTIMATORS}
     found: List[Judgement] = []
-    for claim, rival in (("a", "none"), ("b", "dropout")):
-        for experiment, case in settings:
-            found += _beats(claim, rival, experiment, case, runs)
+    for claim in RIVALS:
+        of_cases = [_beats(claim, TABLE2, case, runs, deviations) for case in TABLE2.cases]
+        found += _beats_throughout(claim, TABLE2, of_cases, deviations)
+        for judgements in of_cases:
+            found += judgements
+        for experiment, case in settings[len(of_cases) :]:
+            found += _beats(claim, experiment, case, runs, deviations)
     for experiment, case in settings:
         found += _stable_over_seeds(experiment, case, runs)
     found += _stable_over_cases(TABLE2, runs)
     found += _overfits_later(FIGURE2, runs)
     found += _cost(measurements)
-    found += _small_gain(TABLE3, runs)
+    found += _small_gain(TABLE3, runs, deviations)
     return found
+
+
+def seed_deviation(runs: Sequence[Run], estimator: str) -> Optional[float]:
+    """Standard deviation over seeds of the logarithm of test perplexity.
+
+    Pooled over every variant that has several seeds, for one alone says little; it stands for those with one seed too.
+    None where no variant has several.
+    """
+    found = [list(map(math.log, score.tests(estimator))) for score in scores(runs)]
+    several = [values for values in found if len(values) > 1 and all(map(math.isfinite, values))]
+    freedom = sum(len(values) - 1 for values in several)
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in several)
+    return math.sqrt(squares / freedom) if freedom else None
 
 
 def title_of(experiment: Experiment, case: Case) -> str:
@@ -100,12 +125,14 @@ def title_of(experiment: Experiment, case: Case) -> str:
     return f"{experiment.title.split(',')[0]}: {case.title}" if case.title else experiment.title
 
 
-def _beats(claim: str, rival: str, experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Judgement]:
+def _beats(
+    claim: str, experiment: Experiment, case: Case, runs: Sequence[Run], deviations: Mapping[str, Optional[float]]
+) -> List[Judgement]:
     """Whether the better of NOISIN and NOISIN* has the lower test perplexity; by each estimator.
 
     Validation says which is the better one, and which gamma and rates stand for a method where several were tried.
     """
-    setting = title_of(experiment, case)
+    setting, rival = title_of(experiment, case), RIVALS[claim]
     published = _published(case.paper, rival)
     found = candidates(experiment, case, runs)
     ours, other = choose(found, *NOISIN), choose(found, rival)
@@ -113,27 +140,68 @@ def _beats(claim: str, rival: str, experiment: Experiment, case: Case, runs: Seq
         return [_missing(claim, setting, {"NOISIN or NOISIN*": ours, PAPER_NAMES[rival]: other}, published)]
     judgements = []
     for estimator in ESTIMATORS:
-        verdict, evidence = lower(ours, other, estimator), _against(ours, other, estimator)
+        verdict, evidence = lower(ours, other, estimator, deviations[estimator]), _against(ours, other, estimator)
         judgements.append(Judgement(claim, setting, f"test, {estimator}", verdict, evidence, published))
     return judgements
 
 
-def lower(ours: Score, other: Score, estimator: str) -> str:
-    """Whether one score is below another, by more than two standard errors where one of them has several seeds.
+def lower(ours: Score, other: Score, estimator: str, deviation: Optional[float]) -> str:
+    """Whether one score is below another, by more than two standard errors of their difference.
 
-    The deviation over seeds of the one that has them stands for the other's too.
+    Parameters
+    ----------
+    ours, other : Score
+    estimator : str
+        'clean' or 'averaged'.
+    deviation : float or None
+        As `seed_deviation` says; without one luck could explain any difference but that to a diverged run.
     """
-    mine, theirs = ours.test(estimator), other.test(estimator)
-    deviations = [score.deviation(estimator) for score in (ours, other)]
-    known = max((deviation for deviation in deviations if deviation is not None), default=0.0)
-    errors = [
-        (known if deviation is None else deviation) ** 2 / score.seeds
-        for deviation, score in zip(deviations, (ours, other))
-    ]
-    margin = 2 * math.sqrt(sum(errors))
-    if mine == theirs or abs(mine - theirs) <= margin:
+    mine, theirs = math.log(ours.test(estimator)), math.log(other.test(estimator))
+    if mine == theirs:
+        return UNDECIDED
+    margin = math.inf if deviation is None else _margin(deviation, ours.seeds, other.seeds)
+    if math.isfinite(mine - theirs) and abs(mine - theirs) <= margin:
         return UNDECIDED
     return HOLDS if mine < theirs else FAILS
+
+
+def _margin(deviation: float, *seeds: int) -> float:
+    return 2 * deviation * math.sqrt(sum(1 / count for count in seeds))
+
+
+def _beats_throughout(
+    claim: str,
+    experiment: Experiment,
+    of_cases: Sequence[Sequence[Judgement]],
+    deviations: Mapping[str, Optional[float]],
+) -> List[Judgement]:
+    """The claim on all cases of an experiment together, from what was judged in each of them."""
+    setting = f"{experiment.title.split(',')[0]}: all {len(experiment.cases)} cases"
+    by_paper = [judgements[0].paper.split(":")[0] for judgements in of_cases]
+    published = f"{_throughout(claim, by_paper)}: {_counted(by_paper)}"
+    found = []
+    for estimator in ESTIMATORS:
+        by_measure = [{judgement.measure: judgement.verdict for judgement in judgements} for judgements in of_cases]
+        verdicts = [verdicts.get(f"test, {estimator}", MISSING) for verdicts in by_measure]
+        deviation, said = deviations[estimator], _counted(verdicts)
+        if deviation is not None:
+            said += f"; of one seed each, a difference counts from {100 * _margin(deviation, 1, 1):.1f} % on"
+        verdict, measure = _throughout(claim, verdicts), f"cases, {estimator}"
+        found.append(Judgement(claim, setting, measure, verdict, (said,), published))
+    return found
+
+
+def _throughout(claim: str, verdicts: Sequence[str]) -> str:
+    if verdicts.count(FAILS) > EXCEPTIONS[claim]:
+        return FAILS
+    if verdicts.count(HOLDS) >= len(verdicts) - EXCEPTIONS[claim]:
+        return HOLDS
+    return MISSING if MISSING in verdicts else UNDECIDED
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    kinds = [kind for kind in (HOLDS, FAILS, UNDECIDED, MISSING) if kind in verdicts]
+    return ", ".join(f"{kind} in {verdicts.count(kind)}" for kind in kinds)
 
 
 def _against(ours: Score, other: Score, estimator: str) -> Evidence:
@@ -164,41 +232,49 @@ def _stable_over_seeds(experiment: Experiment, case: Case, runs: Sequence[Run]) 
         return [Judgement("c", setting, "-", MISSING, (lacking,))]
     judgements = []
     for estimator in ESTIMATORS:
-        verdict = _smaller(learned.deviation(estimator), fixed.deviation(estimator))
+        mine, theirs = (_deviation(score.tests(estimator)) for score in (learned, fixed))
+        verdict = UNDECIDED if max(mine, theirs) < APART * min(mine, theirs) else _smaller(mine, theirs)
         evidence = _against(learned, fixed, estimator)
         judgements.append(Judgement("c", setting, f"deviation over seeds, {estimator}", verdict, evidence))
     return judgements
 
 
-def _smaller(ours: Optional[float], other: Optional[float]) -> str:
-    """Compare two deviations; None, of a method with a diverged run, is larger than any."""
-    mine, theirs = (math.inf if value is None else value for value in (ours, other))
+def _smaller(mine: float, theirs: float) -> str:
     return UNDECIDED if mine == theirs else HOLDS if mine < theirs else FAILS
 
 
 def _stable_over_cases(experiment: Experiment, runs: Sequence[Run]) -> List[Judgement]:
     """Whether the learned noise's perplexities differ less from case to case: only over all cases, or not at all."""
     setting = f"{experiment.title.split(',')[0]}: all {len(experiment.cases)} cases"
-    paper = {method: [case.paper[method] for case in experiment.cases] for method in NOISIN}
-    spreads = {method: statistics.stdev(values) for method, values in paper.items()}
-    verdict = _smaller(spreads["noisin*"], spreads["noisin"])
-    published = f"{verdict}: {spreads['noisin*']:.1f} against {spreads['noisin']:.1f}"
+    verdict, evidence = _steadier(*([case.paper[method] for case in experiment.cases] for method in reversed(NOISIN)))
+    published = f"{verdict}: {evidence}"
     found = [runs_of_case(experiment, case, runs) for case in experiment.cases]
     chosen = {method: [choose(of_case, method) for of_case in found] for method in NOISIN}
     complete = {method: [score for score in of_method if score] for method, of_method in chosen.items()}
     if any(len(scores) < len(experiment.cases) for scores in complete.values()):
         counts = " and ".join(f"{PAPER_NAMES[method]} in {len(complete[method])}" for method in reversed(NOISIN))
-        evidence = (f"{counts} of {len(experiment.cases)} cases",)
-        return [Judgement("c", setting, "-", MISSING, evidence, published)]
+        lacking = f"{counts} of {len(experiment.cases)} cases"
+        return [Judgement("c", setting, "-", MISSING, (lacking,), published)]
     judgements = []
     for estimator in ESTIMATORS:
-        learned, fixed = (
-            _deviation([score.test(estimator) for score in complete[method]]) for method in reversed(NOISIN)
+        verdict, evidence = _steadier(
+            *([score.test(estimator) for score in complete[method]] for method in reversed(NOISIN))
         )
-        evidence = (f"NOISIN* {number(learned)} against NOISIN {number(fixed)}",)
-        measure = f"deviation over cases, {estimator}"
-        judgements.append(Judgement("c", setting, measure, _smaller(learned, fixed), evidence, published))
+        judgements.append(
+            Judgement("c", setting, f"deviation over cases, {estimator}", verdict, (evidence,), published)
+        )
     return judgements
+
+
+def _steadier(learned: Sequence[float], fixed: Sequence[float]) -> Tuple[str, str]:
+    """Whether the deviation over cases is the lower one, whichever case is left out; and the deviations."""
+    mine, theirs = _deviation(learned), _deviation(fixed)
+    verdict, said = _smaller(mine, theirs), f"NOISIN* {number(mine)} against NOISIN {number(theirs)}"
+    for fewer in zip(*(combinations(values, len(values) - 1) for values in (learned, fixed))):
+        mine, theirs = map(_deviation, fewer)
+        if _smaller(mine, theirs) != verdict:
+            return UNDECIDED, f"{said}, but {number(mine)} against {number(theirs)} without one of the cases"
+    return verdict, said
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -218,15 +294,23 @@ def _overfits_later(experiment: Experiment, runs: Sequence[Run]) -> List[Judgeme
                 judgements.append(_missing("d", setting, {"None": none, PAPER_NAMES[method]: ours}))
             else:
                 evidence = (*_course(none), "; ", *_course(ours))
-                judgements.append(Judgement("d", setting, "best epoch on validation", _later(none, ours), evidence))
+                checks = {"best epoch on validation": _later, "validation from there on": _never}
+                judgements += [
+                    Judgement("d", setting, measure, HOLDS if check(none, ours) else FAILS, evidence)
+                    for measure, check in checks.items()
+                ]
     return judgements
 
 
-def _later(none: Score, ours: Score) -> str:
-    """Holds if every run of None overfits, and ours reach their best epochs later."""
-    if not all(overfits(run) for run in none.runs):
-        return FAILS
-    return HOLDS if _best_epoch(ours) > _best_epoch(none) else FAILS
+def _later(none: Score, ours: Score) -> bool:
+    """Whether every run of None overfits, and ours reach their best epochs later, none of them because it diverged."""
+    diverged = any(run.record["status"] == "diverged" for run in ours.runs)
+    return all(map(overfits, none.runs)) and not diverged and _best_epoch(ours) > _best_epoch(none)
+
+
+def _never(none: Score, ours: Score) -> bool:
+    """Whether every run of None overfits, and none of ours does."""
+    return _later(none, ours) and not any(map(overfits, ours.runs))
 
 
 def overfits(run: Run) -> bool:
@@ -239,7 +323,7 @@ def overfits(run: Run) -> bool:
 
 def _best_epoch(score: Score) -> float:
     """Mean over seeds; a run that diverged before its first epoch counts as 0."""
-    return sum(run.record["best_epoch"] or 0 for run in score.runs) / len(score.runs)
+    return statistics.fmean(score.by_seed(lambda run: run.record["best_epoch"] or 0))
 
 
 def _course(score: Score) -> Evidence:
@@ -261,39 +345,45 @@ def _count(count: int, what: str) -> str:
 def _cost(measurements: Optional[Mapping[str, Any]]) -> List[Judgement]:
     """The time of a training step, relative to that of the deterministic network; in each workload and dtype."""
     checks: Dict[str, Callable[[float], bool]] = {
-        "noisin": lambda ratio: ratio <= 1 + NOTICEABLE,
+        **dict.fromkeys(NOISIN, lambda ratio: ratio <= 1 + NOTICEABLE),
         "dropout": lambda ratio: ratio >= 1 + NOTICEABLE,
     }
     entries = [] if measurements is None else measurements["measurements"]
-    rates = {(entry["workload"], entry["dtype"], entry["name"]): entry["words_per_second"] for entry in entries}
+    measured = {(entry["workload"], entry["dtype"], entry["name"]): entry for entry in entries}
     judgements = []
-    for workload, dtype in dict.fromkeys(key[:2] for key in rates):
-        none = rates.get((workload, dtype, "none"))
+    for workload, dtype in dict.fromkeys(key[:2] for key in measured):
+        none = measured.get((workload, dtype, "none"))
         for method, check in checks.items():
-            rate = rates.get((workload, dtype, method))
-            if none and rate:
-                ratio = none / rate
+            ours = measured.get((workload, dtype, method))
+            if none and ours:
+                ratio = none["words_per_second"] / ours["words_per_second"]
+                least, most = none["min"] / ours["max"], none["max"] / ours["min"]
                 setting = f"{TITLES[workload]}, {dtype}, {PAPER_NAMES[method]}"
-                evidence = (f"{ratio:.2f} times the time of None",)
+                evidence = (f"{ratio:.2f} times the time of None (rounds: {least:.2f} to {most:.2f})",)
                 judgements.append(Judgement("e", setting, "time of a step", HOLDS if check(ratio) else FAILS, evidence))
     return judgements or [Judgement("e", "make bench", "-", UNMEASURED, ("no benchmarks/results.json",))]
 
 
-def _small_gain(experiment: Experiment, runs: Sequence[Run]) -> List[Judgement]:
+def _small_gain(
+    experiment: Experiment, runs: Sequence[Run], deviations: Mapping[str, Optional[float]]
+) -> List[Judgement]:
     """Whether NOISIN*, which the paper used there, is below None, and not by much."""
     (case,) = experiment.cases
     setting, paper = title_of(experiment, case), case.paper
     gain = 1 - paper["noisin*"] / paper["none"]
-    published = f"{HOLDS if 0 < gain <= SMALL else FAILS}: {100 * gain:+.1f} %"
+    published = f"{HOLDS if 0 < gain <= SMALL else FAILS}: {100 * gain:+.2f} %"
     found = runs_of_case(experiment, case, runs)
     ours, none = choose(found, "noisin*"), choose(found, "none")
     if ours is None or none is None:
         return [_missing("f", setting, {"NOISIN*": ours, "None": none}, published)]
     judgements = []
     for estimator in ESTIMATORS:
-        gain = 1 - ours.test(estimator) / none.test(estimator)
-        verdict = lower(ours, none, estimator)
-        verdict = FAILS if verdict == HOLDS and not gain <= SMALL else verdict
-        evidence = (f"gain {100 * gain:+.1f} %: ", *_against(ours, none, estimator))
+        verdict, said = lower(ours, none, estimator, deviations[estimator]), "no gain to measure"
+        if math.isfinite(ours.test(estimator)) and math.isfinite(none.test(estimator)):
+            gain = 1 - ours.test(estimator) / none.test(estimator)
+            said = f"gain {100 * gain:+.2f} %"
+            if verdict == HOLDS and gain > SMALL:
+                verdict, said = FAILS, f"{said}, which is not small"
+        evidence = (f"{said}: ", *_against(ours, none, estimator))
         judgements.append(Judgement("f", setting, f"test, {estimator}", verdict, evidence, published))
     return judgements

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import pandas as pd
 
-from experiments.claims import CLAIMS, Evidence, Judgement
+from experiments.claims import APART, CLAIMS, Evidence, Judgement
 from experiments.declared import Experiment
 from experiments.runs import PAPER_NAMES, Mention, Run
 from experiments.tables import COLUMNS, NOT_RUN, RATES_COLUMN, Line, cells
@@ -202,24 +202,14 @@ def _claims(judgements: Sequence[Judgement], files: Mapping[str, str]) -> str:
     groups = []
     for claim, statement in CLAIMS.items():
         own = [judgement for judgement in judgements if judgement.claim == claim]
-        heading = f'({claim}) {escape(statement)} <span class="tally">{escape(_tally(own))}</span>'
-        groups.append((heading, [_judgement(judgement) for judgement in own]))
+        groups.append((f"({claim}) {escape(statement)}", [_judgement(judgement) for judgement in own]))
     caption = (
         "The choice between several runs of a method is by validation perplexity alone. A number without ± is of one "
-        "seed, and a verdict between two of those no more than that seed's; else a difference below two "
-        "standard errors is undecided. The last column is the verdict by the paper's own numbers."
+        "seed. A difference within two standard errors is undecided; for them the deviation over seeds is pooled over "
+        "all rows that have several, and stands for the others too. Of two deviations over seeds one must be "
+        f"{APART:g} times the other. The last column is the verdict by the paper's own numbers."
     )
     return _table("claims", caption, ("setting", "by", "verdict", "ours", "paper"), groups) + _downloads(files)
-
-
-def _tally(judgements: Sequence[Judgement]) -> str:
-    """How often each verdict was given."""
-    verdicts = [judgement.verdict for judgement in judgements]
-    return ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(sorted(verdicts, key=_rank)))
-
-
-def _rank(verdict: str) -> int:
-    return list(SIGNS).index(verdict) if verdict in SIGNS else len(SIGNS)
 
 
 def _judgement(judgement: Judgement) -> List[Cell]:

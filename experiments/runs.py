@@ -152,24 +152,33 @@ class Score:
         """How many different ones."""
         return len({run.config.seed for run in self.runs})
 
-    def _by_seed(self, value: Callable[[Run], float]) -> List[float]:
+    def by_seed(self, value: Callable[[Run], float]) -> List[float]:
+        """A number of each seed: the mean over its runs."""
         found: Dict[int, List[float]] = {}
         for run in self.runs:
             found.setdefault(run.config.seed, []).append(value(run))
-        return [_mean(values) for values in found.values()]
+        return [statistics.fmean(values) for values in found.values()]
+
+    def of_seeds(self, seeds: Set[int]) -> Score:
+        """The same with the runs of these seeds alone."""
+        return replace(self, runs=tuple(run for run in self.runs if run.config.seed in seeds))
 
     @property
     def valid(self) -> float:
         """Best validation perplexity, mean over seeds."""
-        return _mean(self._by_seed(lambda run: run.valid))
+        return statistics.fmean(self.by_seed(lambda run: run.valid))
+
+    def tests(self, estimator: str) -> List[float]:
+        """Test perplexity of each seed; infinite if a run of it has none."""
+        return self.by_seed(lambda run: run.test(estimator))
 
     def test(self, estimator: str) -> float:
         """Test perplexity, mean over seeds; infinite if a run of them has none."""
-        return _mean(self._by_seed(lambda run: run.test(estimator)))
+        return statistics.fmean(self.tests(estimator))
 
     def deviation(self, estimator: str) -> Optional[float]:
         """Standard deviation over seeds; None for a single one, or where a run has no number."""
-        values = self._by_seed(lambda run: run.test(estimator))
+        values = self.tests(estimator)
         return statistics.stdev(values) if self.seeds > 1 and all(map(math.isfinite, values)) else None
 
     def said(self, estimator: str) -> Iterator[Any]:
@@ -184,10 +193,6 @@ class Score:
             yield ", " if index else ""
             yield Mention(str(run.config.seed), run)
         yield ")"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def number(value: float) -> str:
@@ -217,6 +222,13 @@ def scores(runs: Sequence[Run]) -> List[Score]:
 
 
 def choose(runs: Sequence[Run], *methods: str) -> Optional[Score]:
-    """The variant of these methods with the lowest validation perplexity, None without runs; the test has no say."""
+    """The variant of these methods with the lowest validation perplexity, None without runs; the test has no say.
+
+    Variants are compared on the seeds that all of them have, or luck would favour those with few; where there is no
+    such seed, on all.
+    """
     found = scores([run for run in runs if run.config.method in methods])
-    return min(found, key=lambda score: score.valid) if found else None
+    if not found:
+        return None
+    shared = set.intersection(*({run.config.seed for run in score.runs} for score in found))
+    return min(found, key=lambda score: (score.of_seeds(shared) if shared else score).valid)
