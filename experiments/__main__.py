@@ -39,21 +39,29 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _do(arguments: argparse.Namespace) -> None:
-    if arguments.experiment == "readme":
+    if arguments.command == "readme":
         update_readme()
-    elif arguments.experiment == "report":
+    elif arguments.command == "report":
         write_report(arguments.out)
         print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
     else:
-        _compare(EXPERIMENTS[arguments.experiment], arguments)
+        _compare(EXPERIMENTS[arguments.command], arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description=__doc__)
-    listing = "; ".join(f"{name}: {experiment.title}" for name, experiment in EXPERIMENTS.items())
-    listing += "; readme: rewrite the README's results from the committed records"
-    listing += "; report: write tables, figures and a page from them"
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "readme", "report"], help=listing)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, experiment in EXPERIMENTS.items():
+        _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))
+    says = "rewrite the README's results and their figures from the committed records"
+    commands.add_parser("readme", help=says, description=says)
+    says = "write tables, figures and a page from the committed records"
+    report = commands.add_parser("report", help=says, description=says)
+    report.add_argument("--out", type=Path, default=FOLDER, help="its folder (default: report)")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", type=_names, help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument(
@@ -79,19 +87,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
     )
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the report (default: report)")
-    return parser
 
 
 def _names(text: str) -> List[str]:
-    return list(dict.fromkeys(text.replace(",", " ").split()))  # each once
+    names = list(dict.fromkeys(text.replace(",", " ").split()))  # each once
+    if not names:
+        raise argparse.ArgumentTypeError("nothing is named")
+    return names
 
 
 def _options(text: str) -> Dict[str, str]:
+    found: Dict[str, str] = {}
     for pair in _names(text):
         if not re.fullmatch("[a-z_]+=.+", pair):
             raise argparse.ArgumentTypeError(f"{quoted(pair)} is not NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in _names(text))
+        name, value = pair.split("=", 1)
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{name} is given twice")
+        found[name] = value
+    return found
 
 
 def _numbers(text: str) -> List[int]:
@@ -104,6 +118,8 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     configs = experiment.configs(arguments.methods, arguments.seeds, **narrowing)
     for name, value in arguments.only.items():
         configs = _having(configs, name, value)
+    if arguments.scheduler == "":
+        raise UserError("--scheduler is empty: give local, or tcp://host:port")
     remote = arguments.scheduler not in (None, "local")
     if remote and arguments.jobs:
         raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
@@ -126,14 +142,16 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
     except RunsFailed as error:
         failure, records = error, error.records
-    if records:
-        _show(experiment, records)
-    if failure:
-        raise failure
+    try:
+        if records:
+            _show(experiment, records)
+    finally:
+        if failure:
+            raise failure
 
 
 def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
-    """Those that have an option of this value, as it is written; what is set layer by layer is written once."""
+    """Those in which an option acts and has this value as it is written; what all layers share is written once."""
 
     def written(config: Config) -> str:
         if name not in config.to_dict():
@@ -141,9 +159,11 @@ def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
         found = getattr(config, name)
         return ",".join(map(str, found)) if isinstance(found, list) else str(found)
 
-    having = [config for config in configs if written(config) == value]
+    acting = [config for config in configs if name not in config.idle]
+    having = [config for config in acting if written(config) == value]
     if not having:
-        raise UserError(f"no run has {name}={value}: there is {name}={', '.join(dict.fromkeys(map(written, configs)))}")
+        there = ", ".join(f"{name}={one}" for one in dict.fromkeys(map(written, acting)))
+        raise UserError(f"no run has {name}={value}: there is {there or 'none in which it acts'}")
     return having
 
 
@@ -156,7 +176,6 @@ def _show(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> None:
         print(f"\nNo model can be below {floor:.2f}, the perplexity of the source, but for sampling error.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
     picture = RUNS / experiment.name / "curves.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
     draw(experiment, records, picture)
     print(f"\nFigure: {picture}")
 

@@ -151,7 +151,7 @@ def _connected(address: str, jobs: int) -> Iterator[Any]:
             scheduler = stack.enter_context(cluster)
         try:
             client = stack.enter_context(Client(scheduler, timeout=_PATIENCE))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # the last for tls:// without its certificates
             reason = " ".join(str(error).split())
             raise UserError(f"no Dask scheduler at {address}: {reason}; give local, or tcp://host:port") from None
         print(_description(client, address), flush=True)

@@ -236,7 +236,7 @@ def _experiment(section: Section) -> str:
         groups.setdefault(line.case.title, []).append(table_row(line))
     rivals = any(line.rivals for line in section.lines)
     caption = "Perplexity a word, ours beside the paper's; γ is the spread at the best epoch."
-    caption += " ★ marks the variant that validates best, of a method that has several." if rivals else ""
+    caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
     titled = [(escape(title), rows) for title, rows in groups.items()]
     parts = [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
     for title, pictures in section.drawn:

@@ -70,14 +70,14 @@ def run_grid(
     missing = {config.name: config for config in configs if find_record(done, config) is None}
     if len(missing) < len(configs):
         print(f"{len(configs) - len(missing)} of {len(configs)} runs have their record", flush=True)
-    failed = []
+    failed = set(missing)
     if missing:
         jobs = {name: _job(config, runs, threads, device) for name, config in missing.items()}
         with _View(missing) as view, contextlib.closing(engine(jobs, view.relay)) as ended:
             for name, record in ended:
                 view.end(name)
-                if record is None or not _filed(results, missing[name], record):
-                    failed.append(name)
+                if record is not None and _filed(results, missing[name], record):
+                    failed.remove(name)
     done = load_records(results, *elsewhere)
     records = [record for record in (find_record(done, config) for config in configs) if record is not None]
     if failed:

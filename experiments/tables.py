@@ -29,6 +29,8 @@ class Line:
         Whether its variant of the method has the lowest validation perplexity.
     rivals : bool
         Whether there are several to choose from.
+    final : bool
+        Whether all of them were run.
     config : Config or None
         Of the run, or of the one that is missing.
     """
@@ -38,6 +40,7 @@ class Line:
     run: Optional[Run] = None
     chosen: bool = False
     rivals: bool = False
+    final: bool = True
     config: Optional[Config] = None
 
 
@@ -50,15 +53,12 @@ def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
             of_method = [run for run in of_case if run.config.method == method]
             best, have = choose(of_method, method), {run.variant for run in of_method}
             declared = [config for config in experiment.configs([method]) if case.covers(config.to_dict())]
-            rivals = len(declared) > 1
+            rivals, missing = len(declared) > 1, [config for config in declared if variant_of(config) not in have]
             of_variants = [
-                Line(case, method, run, best is not None and run in best.runs, rivals, run.config) for run in of_method
+                Line(case, method, run, best is not None and run in best.runs, rivals, not missing, run.config)
+                for run in of_method
             ]
-            of_variants += [
-                Line(case, method, rivals=rivals, config=config)
-                for config in declared
-                if variant_of(config) not in have
-            ]
+            of_variants += [Line(case, method, rivals=rivals, final=False, config=config) for config in missing]
             found += sorted(of_variants, key=_order)
     return found
 
@@ -75,7 +75,7 @@ def cells(line: Line) -> Dict[str, str]:
     shown["method"] = PAPER_NAMES[line.method]
     run = line.run
     if line.rivals and line.config is not None:
-        shown["chosen"] = "-" if run is None else "yes" if line.chosen else "no"
+        shown["chosen"] = "-" if run is None else _choice(line)
         if line.method == "dropout":
             shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.config))
         if line.method == "noisin":
@@ -95,6 +95,10 @@ def cells(line: Line) -> Dict[str, str]:
         "paper": paper,
         "status": run.record["status"],
     }
+
+
+def _choice(line: Line) -> str:
+    return "no" if not line.chosen else "yes" if line.final else "so far"
 
 
 RATES_COLUMN = "rates: inputs, states, outputs, embedding"
@@ -153,7 +157,7 @@ def _values(line: Line) -> Dict[str, Any]:
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
         row.update({f"test_{name}": value for name, value in (record["test_ppl"] or {}).items()})
         row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
-        row.update(chosen="yes" if line.chosen else "no")
+        row.update(chosen=_choice(line))
     return row
 
 

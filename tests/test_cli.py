@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mxnet as mx
 import pytest
 
 from noisin.cli import main
@@ -62,6 +63,11 @@ def refused(capsys, *arguments):
         ("train --device tpu", "device is 'tpu'"),
         ("train --device gpu", "gpu:0 cannot be used"),
         ("train --corpus nowhere.txt", "nowhere.txt"),
+        ("train --corpus=", "the name of the corpus is empty"),
+        ("train --decay 0.5 --decay-after 1234567", "decay_after is 1234567: it must be from 0 to 100000"),
+        (f"sample {300 * 'x'}", "File name too long"),
+        (f"evaluate {300 * 'x'}", "File name too long"),
+        (f"runs {300 * 'x'}", "File name too long"),
         ("train --config nowhere.json", "nowhere.json"),
         ("evaluate nowhere", "nowhere holds no run"),
         ("sample nowhere", "nowhere holds no run"),
@@ -173,6 +179,17 @@ def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert printed["samples"] == record["test_ppl"]["samples"]
 
 
+def test_evaluate_looks_at_the_validation_split_unless_told_otherwise(own_run, capsys):
+    found = []
+    for seed in ("0", "0", "1"):
+        assert main(["evaluate", str(own_run / "run"), "--seed", seed]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    record = json.loads((own_run / "run" / "record.json").read_text())
+    for one in found:
+        assert one["split"] == "valid" and one["clean"] == pytest.approx(record["valid_ppl"], rel=1e-6)
+    assert found[0] == found[1] and found[0]["bound"] != found[2]["bound"]
+
+
 def test_more_samples_than_fit_into_memory_are_refused(own_run, capsys, monkeypatch):
     monkeypatch.setattr("noisin.training.MEMORY", 2**20)
     assert "of memory or more" in refused(capsys, "evaluate", str(own_run / "run"), "--samples", "1000")
@@ -254,6 +271,38 @@ def test_python_m_noisin_is_the_command():
         result = subprocess.run([*command, "train", "--hidden", "0"], capture_output=True, text=True)
         assert result.returncode == 2
         assert result.stderr == "noisin: error: in the command line, hidden is 0: it must be from 1 to 100000\n"
+
+
+def test_memory_that_cannot_be_had_is_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise mx.MXNetError("[12:00:00] ../src/storage.h:101: Failed to allocate CPU Memory")
+
+    monkeypatch.setattr("noisin.cli.load_corpus", full)
+    assert "the memory is full" in refused(capsys, "data", "synthetic")
+    monkeypatch.setattr("noisin.cli.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
+    with pytest.raises(mx.MXNetError):  # a defect is no mistake of the user's
+        main(["data", "synthetic"])
+
+
+def test_words_are_no_commands_to_the_terminal(own_run, capsys, tmp_path):
+    shutil.copytree(own_run / "run", tmp_path / "run")
+    vocabulary = tmp_path / "run" / "vocabulary.txt"
+    vocabulary.write_text(vocabulary.read_text().replace("three", "\x1b[31mthree"))
+    arguments = ["--temperature", "0", "--words", "2", "--prompt", "one two"]
+    assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
+    assert capsys.readouterr().out.startswith("one two \\x1b[31mthree four")
+
+
+def test_a_temperature_of_nearly_0_takes_the_likeliest_word_without_a_warning(own_run, capsys, recwarn):
+    arguments = ["--temperature", "1e-320", "--words", "2", "--prompt", "one two"]
+    assert main(["sample", str(own_run / "run"), *arguments]) == 0
+    assert capsys.readouterr().out.startswith("one two three four") and not recwarn.list
+
+
+def test_an_output_that_is_closed_is_no_mistake():
+    command = f"{sys.executable} -m noisin data synthetic >&-"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_closed_pipe_ends_a_command_quietly_with_the_status_that_other_commands_have_then():

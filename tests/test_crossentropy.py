@@ -87,6 +87,10 @@ def test_what_does_not_fit_is_refused():
     for wrong in (np.array([0, 1, 5]), np.array([0, -1, 4])):
         with pytest.raises(ValueError, match="from 0 to 4"):
             cross_entropy(logits, bias, wrong)
+    for dtypes in (("float64", "float32"), ("float32", "float64"), ("float16", "float32")):
+        arrays = [mx.nd.array(array, dtype=dtype) for array, dtype in zip((logits, bias), dtypes)]
+        with pytest.raises(ValueError, match="float32"):
+            crossentropy.cross_entropy(*arrays, mx.nd.array(targets))
     for wrong in ((logits, bias[:4], targets), (logits, bias, targets[:2]), (logits[:2], bias, targets)):
         with pytest.raises(ValueError, match="do not fit"):
             cross_entropy(*wrong)

@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -604,6 +605,21 @@ def test_who_holds_the_cache_is_told_to_those_who_wait_too_long(alone: Path, mon
     with hold_folder(alone / "cache"):
         assert f"cache is in use by process {os.getpid()} on " in fails(folder)
     assert words(data.load_corpus(folder)) == TOKENS  # a lock that nobody holds any more is no obstacle
+
+
+def test_a_text_that_changes_while_it_is_read_is_not_cached(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(alone / "text")
+    path, original = folder / "train.txt", (folder / "train.txt").read_bytes()
+
+    def waits(*_: Any) -> Any:
+        path.write_bytes(original + b"more words\n")  # by another process meanwhile
+        return nullcontext()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "hold_folder", waits)
+        assert "changed while it was read" in fails(str(folder))
+    path.write_bytes(original)
+    assert words(data.load_corpus(str(folder))) == TOKENS
 
 
 def test_cache_is_keyed_by_content(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

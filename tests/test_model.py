@@ -22,6 +22,7 @@ from noisin.cells import NoisyCell, VariationalDropoutCell
 from noisin.config import Config
 from noisin.model import make_model
 from noisin.noise import Gamma
+from noisin.training import initial_model
 
 T, B, V, HIDDEN, EMBEDDING = 4, 3, 7, 5, 4
 OPTIONS = {
@@ -331,3 +332,20 @@ def test_bfloat16_decoder_agrees_with_float32(method):
         # gradient sums over all units and steps, and much of it cancels.
         tolerance = (0.1 if "noise" in name else 0.02) * np.abs(values).max()
         np.testing.assert_allclose(rounded[name], values, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("kind, scale", [("identity", 0.01), ("uniform", 0.02)])
+def test_the_weights_start_as_the_configuration_says(kind, scale):
+    config = Config(cell="lstm", hidden=4, recurrent_init=kind, init_scale=scale, forget_bias=1.5)
+    weights = {
+        name: value.data().asnumpy() for name, value in initial_model(config, V, mx.cpu()).collect_params().items()
+    }
+    gates = weights["cells_l0_h2h_weight"].reshape(4, 4, 4)
+    if kind == "identity":
+        assert all(np.array_equal(gate, np.eye(4)) for gate in gates)
+    else:
+        assert 0 < np.abs(gates).max() <= scale
+    for name in ("model_embedding_weight", "model_decoder_weight", "cells_l0_i2h_weight"):
+        assert 0.5 * scale < np.abs(weights[name]).max() <= scale
+    biases = (weights["cells_l0_i2h_bias"] + weights["cells_l0_h2h_bias"]).reshape(4, 4)
+    assert sorted(set(biases.ravel())) == [0.0, 1.5] and np.ptp(biases, axis=1).max() == 0

@@ -14,7 +14,7 @@ import pytest
 from helpers import make_noise
 from mxnet import autograd
 
-from noisin.noise import FAMILIES, MODES, make_family
+from noisin.noise import FAMILIES, MODES, Gaussian, make_family
 
 DRAWS = 400_000
 ERRORS = 5  # standard errors
@@ -233,6 +233,12 @@ def test_parameter_out_of_range_is_refused_with_its_value_and_range(name, parame
     with pytest.raises(ValueError) as refusal:
         make_family(name, **{parameter: value})
     assert all(part in str(refusal.value) for part in (parameter, name, str(value), limits))
+
+
+def test_a_family_has_a_name_of_its_own():
+    with pytest.raises(TypeError, match="Mine needs a `name` of its own"):
+        type("Mine", (Gaussian,), {})
+    assert FAMILIES["gaussian"] is Gaussian
 
 
 def test_unknown_family_is_refused_with_the_known_ones():

@@ -112,7 +112,7 @@ def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     assert rows["odd"][1] == "damaged"
 
 
-@pytest.mark.parametrize("folder, says", [("absent", "no such folder"), (".", "holds no run")])
+@pytest.mark.parametrize("folder, says", [("absent", "No such file or directory"), (".", "holds no run")])
 def test_runs_of_nothing_is_one_line(tmp_path, monkeypatch, capsys, folder, says):
     monkeypatch.chdir(tmp_path)
     assert main(["runs", folder]) == 2

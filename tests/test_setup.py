@@ -461,7 +461,7 @@ def test_a_gpu_build_that_cannot_load_is_one_line(tmp_path, libraries, says):
 
 
 @pytest.mark.parametrize("module", ["noisin", "experiments", "benchmarks"])
-@pytest.mark.parametrize("threads", ["0", "two", "1,2"])
+@pytest.mark.parametrize("threads", ["0", "two", "1,2", "²", "99999999999"])
 def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
     result = subprocess.run(
         [sys.executable, "-m", module, "--help"],
@@ -471,4 +471,4 @@ def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
         text=True,
     )
     assert result.returncode == 2
-    assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number of at least 1\n"
+    assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number from 1 to 9999\n"

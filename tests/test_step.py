@@ -55,6 +55,31 @@ def test_a_gradient_below_the_limit_is_not_touched():
         np.testing.assert_array_equal(ours_value, gluons_value)
 
 
+@pytest.mark.parametrize("clip", [0.05, 50.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_options_of_a_configuration_reach_the_update(clip, dtype):
+    config = Config(optimizer="sgd", learning_rate=0.3, weight_decay=0.1, clip=clip, dtype=dtype, **SMALL)
+    model = make_language_model(method="none", layers=2)
+    step = TrainingStep(model, config, mx.cpu())
+    weights = model.collect_params()
+    before = values(weights)
+    inputs, targets = np.random.randint(0, model.vocabulary_size, (2, 4, 3))
+    loss = step(inputs, targets)
+    gradients = [parameter.grad().asnumpy() / 3 for parameter in weights.values()]
+    norm = np.sqrt(sum(np.sum(gradient**2) for gradient in gradients))
+    assert (norm > clip) == (clip == 0.05)
+    for old, gradient, new in zip(before, gradients, values(weights)):
+        expected = old - 0.3 * (gradient * min(1, clip / norm) + 0.1 * old)
+        np.testing.assert_allclose(new, expected, rtol=1e-4, atol=1e-6)
+    assert type(step.trainer._optimizer) is OPTIMIZERS["sgd"]
+    assert type(TrainingStep(model, Config(**SMALL), mx.cpu()).trainer._optimizer) is OPTIMIZERS["adam"]
+    # The products of float32 are not those of bfloat16, but close to them.
+    for parameter, value in zip(weights.values(), before):
+        parameter.set_data(mx.nd.array(value))
+    exact = TrainingStep(model, Config(**SMALL), mx.cpu())(inputs, targets)
+    assert (loss == exact) == (dtype == "float32") and loss == pytest.approx(exact, rel=1e-2)
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(poison):
     parameters = parameters_with_gradients(1.0)

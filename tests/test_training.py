@@ -116,6 +116,19 @@ def test_a_finished_run_is_not_run_again(tmp_path, corpus, monkeypatch):
     assert run(config, tmp_path, corpus) == record
 
 
+def test_a_directory_that_mxnet_cannot_name_is_refused_before_any_training(tmp_path, corpus):
+    with pytest.raises(UserError, match="names in UTF-8 alone"):
+        run(Config(**SMALL), tmp_path / "d\udcff", corpus)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"hidden": 47_000, "embedding": 1}, {"eval_samples": 1000, "eval_batch_size": 1000}])
+def test_an_array_beyond_mxnets_limit_is_refused(tmp_path, corpus, monkeypatch, options):
+    monkeypatch.setattr(training, "MEMORY", 2**50)
+    with pytest.raises(UserError, match="MXNet has none of more than 2,147,483,647"):
+        run(Config(**{**SMALL, **options}, method="noisin"), tmp_path, corpus)
+
+
 def test_a_directory_of_another_run_is_refused_by_name(tmp_path, corpus):
     run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
     with pytest.raises(UserError, match=r"hidden was 12, is 13"):
@@ -357,6 +370,26 @@ def test_the_learning_rate_halves_after_the_fourth_epoch():
     config = Config(optimizer="sgd", learning_rate=1.0, decay=0.5, decay_after=4)
     assert [learning_rate(config, epoch) for epoch in range(1, 8)] == [1, 1, 1, 1, 0.5, 0.25, 0.125]
     assert {learning_rate(Config(), epoch) for epoch in (1, 5, 40)} == {0.001}
+
+
+def test_each_epoch_has_the_rate_of_the_schedule(tmp_path, corpus, monkeypatch):
+    rates, step = [], ClippingTrainer.step
+
+    def noting(trainer, *arguments):
+        rates.append(trainer.learning_rate)
+        step(trainer, *arguments)
+
+    monkeypatch.setattr(ClippingTrainer, "step", noting)
+    run(Config(learning_rate=0.02, decay=0.5, decay_after=2, **SMALL), tmp_path, corpus)
+    batches, rest = divmod(len(rates), 4)
+    assert rest == 0 and rates == [rate for rate in (0.02, 0.02, 0.01, 0.005) for _ in range(batches)]
+
+
+@pytest.mark.parametrize("method", ["none", "dropout", "noisin"])
+def test_each_epoch_has_noise_of_its_own(tmp_path, corpus, monkeypatch, method):
+    monkeypatch.setattr(ClippingTrainer, "step", lambda *_: None)  # the weights stay: epochs differ by the noise alone
+    record = run(Config(method=method, **SMALL), tmp_path, corpus)
+    assert len({epoch["train_ppl"] for epoch in record["epochs"]}) == (1 if method == "none" else 4)
 
 
 def test_the_record_has_what_tools_read(tmp_path, corpus):

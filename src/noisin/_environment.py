@@ -104,8 +104,8 @@ def set_threads() -> None:
     """
     given = os.environ.get("OMP_NUM_THREADS")
     if given:
-        if not given.isdigit() or int(given) == 0:
-            raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number of at least 1")
+        if not re.fullmatch("[1-9][0-9]{0,3}", given):  # of more the process would die without a word
+            raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to 9999")
         return
     if "mxnet" in sys.modules:
         warnings.warn(

@@ -81,6 +81,10 @@ class RunDirectory:
             If it cannot be made or written, or another process trains there.
         """
         try:
+            str(self.path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"run directory {self.path}: MXNet takes names in UTF-8 alone; give another one") from None
+        try:
             lock = hold_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot make the run directory {self.path}: {error.strerror or error}") from None

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
+import mxnet as mx
 from tqdm import tqdm
 
 from noisin import __version__
@@ -20,7 +21,7 @@ from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
 from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
 from noisin.device import find_device
-from noisin.errors import UserError
+from noisin.errors import UserError, harmless, printable
 from noisin.files import read_json
 from noisin.process import end_with_parent
 from noisin.published import NAMES
@@ -57,7 +58,8 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
     """
     try:
         work()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which the caller may have closed
+            sys.stdout.flush()
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
@@ -65,10 +67,18 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
         clear = "\r\033[K" if sys.stderr.isatty() else ""  # what is left of a bar
         print(f"{clear}{program}: interrupted; {again}", file=sys.stderr)
         return 130
+    except mx.MXNetError as error:
+        if "Failed to allocate" not in str(error):
+            raise  # a defect of ours
+        print(f"{program}: error: the memory is full; lower hidden, batch_size, unroll or samples", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
         _discard_output()
         return 128 + signal.SIGPIPE  # as a shell says it of other commands
     except OSError as error:
+        if error.filename is not None:
+            print(f"{program}: error: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # a defect of ours
         _discard_output()
@@ -276,8 +286,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     prompt = vocabulary[["<eos>"] + words]
     try:
         ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device)
-        text = itertools.chain(words, (vocabulary.idx_to_token[i] for i in itertools.islice(ids, arguments.words)))
-        separator = ""
+        drawn = (harmless(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
+        text, separator = itertools.chain(words, drawn), ""
         for word in text:
             end = word == "<eos>"
             print("\n" if end else separator + word, end="", flush=True)

@@ -107,7 +107,9 @@ class Config:
         high=1,
         group="training",
     )
-    decay_after: int = option(4, "epochs at the initial learning rate (paper: 4 with sgd)", low=0, group="training")
+    decay_after: int = option(
+        4, "epochs at the initial learning rate (paper: 4 with sgd)", low=0, high=1e5, group="training"
+    )
     clip: float = option(5.0, "largest global norm of the gradient (paper: 5)", low=1e-9, high=1e9, group="training")
     batch_size: int = option(32, "sequences side by side (paper: 32 on WikiText-2)", low=1, high=1e5, group="training")
     unroll: int = option(

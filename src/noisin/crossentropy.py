@@ -16,7 +16,7 @@ from mxnet.gluon import HybridBlock
 
 from noisin._environment import threads
 from noisin.compiled import ARRAY, NUMBER, Operator, function
-from noisin.model import LanguageModel
+from noisin.model import BFLOAT16, LanguageModel
 from noisin.objective import AveragedLikelihood
 
 
@@ -82,11 +82,20 @@ def cross_entropy(
     Returns
     -------
     (log p (N,), the gradient of the bias (V,))
-        A row with a NaN or an infinite logit has a gradient of NaN.
+        A row with a logit of NaN or +infinity has a gradient of NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes or types do not fit, or a target is out of range.
     """
     rows, size = product.shape
     if targets.shape != (rows,) or bias.shape != (size,):
         raise ValueError(f"{product.shape} logits, a bias of {bias.shape} and {targets.shape} targets do not fit")
+    if product.dtype not in (np.float32, BFLOAT16) or bias.dtype != np.float32:
+        raise ValueError(
+            f"{product.dtype} logits and a bias of {bias.dtype}: float32 (or bfloat16) and float32 expected"
+        )
     ids = targets.asnumpy()
     if ids.min() < 0 or ids.max() >= size:
         raise ValueError(f"a target is not from 0 to {size - 1}")

@@ -118,6 +118,10 @@ def load_corpus(
             raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
         if max_vocabulary < 3:
             raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
+    if not name:
+        raise UserError(
+            "the name of the corpus is empty; give ptb, wikitext-2, synthetic, or the path of one's own text"
+        )
     if name == "synthetic":
         return _synthetic_corpus()
     if name in PUBLISHED:
@@ -126,11 +130,10 @@ def load_corpus(
         return _load(name, files, [published.sha256[split] for split in SPLITS], None)
     path = Path(os.path.expanduser(name))
     files = _own_files(path)
-    checksums = [hashlib.sha256(read_regular(file, "UTF-8 text")).hexdigest() for file in files.values()]
     label = path.resolve().name
     if label in (*PUBLISHED, "synthetic"):
         label = f"own-{label}"  # no table may take it for the published one
-    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
+    return _load(label, files, _checksums(files), max_vocabulary or OWN_VOCABULARY)
 
 
 def _synthetic_corpus() -> Corpus:
@@ -155,6 +158,10 @@ def _own_files(path: Path) -> Dict[str, Path]:
     )
 
 
+def _checksums(files: Mapping[str, Path]) -> List[str]:
+    return [hashlib.sha256(read_regular(file, "UTF-8 text")).hexdigest() for file in files.values()]
+
+
 # --------------------------------------------------------------------------------------------- vocabulary and cache
 
 
@@ -162,7 +169,7 @@ def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vo
     """Return the encoded corpus, from the cache if the same contents were encoded before."""
     digest = _digest(checksums)
     cached = _cache_folder() / f"{digest}-{max_vocabulary or 'all'}-v{CACHE_FORMAT}.npz"
-    types, splits = _read_cache(cached) or _make_cache(cached, files, max_vocabulary)
+    types, splits = _read_cache(cached) or _make_cache(cached, files, checksums, max_vocabulary)
     vocabulary = ordered_vocabulary(types)
     return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
 
@@ -287,7 +294,7 @@ def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]
 
 
 def _make_cache(
-    path: Path, files: Mapping[str, Path], max_vocabulary: Optional[int]
+    path: Path, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]
 ) -> Tuple[List[str], Dict[str, np.ndarray]]:
     """Encode a corpus, one process at a time, and cache it; or read what a process has cached that was waited for."""
     try:
@@ -298,6 +305,9 @@ def _make_cache(
         stored = _read_cache(path)
         if stored is None:
             stored = _encode(files, max_vocabulary)
+            if _checksums(files) != list(checksums):  # else another text would be kept under this one's name
+                changed = ", ".join(map(str, files.values()))
+                raise UserError(f"{changed}: changed while it was read; leave it alone and repeat the command")
             _write_cache(path, *stored)
         return stored
 

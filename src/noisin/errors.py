@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
@@ -32,6 +33,11 @@ def _shortened(text: str) -> str:
 def printable(text: str) -> str:
     """The text with what is not printable, as a new line or a command to the terminal, written as Python does."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def harmless(text: str) -> str:
+    """The text with control characters alone, which may be commands to the terminal, written as Python does."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def quoted(value: Any) -> str:

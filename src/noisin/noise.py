@@ -35,6 +35,8 @@ class NoiseFamily:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):  # with an inherited one it would take its parent's place
+            raise TypeError(f"{cls.__name__} needs a `name` of its own")
         FAMILIES[cls.name] = cls
 
     def sample(self, F: Any, like: Any) -> Any:

@@ -11,7 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from noisin.errors import UserError
 from noisin.files import read_json
@@ -64,6 +64,11 @@ def run(
     -------
     dict or None
         The record; None if the run has failed, and said why, or was stopped.
+
+    Raises
+    ------
+    OSError
+        If a line cannot be said, as where the reader of the output has gone; the run is then stopped.
     """
     if unwanted():
         return None
@@ -90,14 +95,20 @@ def run(
     except OSError as error:  # as when the environment has been removed meanwhile
         (say or print)(f"given up: cannot start {sys.executable}: {error.strerror}")
         return None
-    relay = threading.Thread(target=_relay, args=(process, say, unwanted), daemon=True)
+    unsaid: List[OSError] = []
+    relay = threading.Thread(target=_relay, args=(process, say, unwanted, unsaid), daemon=True)
     relay.start()
     try:
-        status = _wait(process, unwanted)
+        status = _wait(process, lambda: bool(unsaid) or unwanted())
     finally:
         process.kill()  # does nothing to one that has ended
         process.wait()
     relay.join()
+    if unsaid:
+        raise unsaid[0]
+    if status < 0 and not unwanted():
+        cause = signal.Signals(-status).name + (" (out of memory?)" if status == -signal.SIGKILL else "")
+        (say or print)(f"given up: ended by {cause}")
     if status:
         return None
     try:
@@ -107,13 +118,22 @@ def run(
         return None
 
 
-def _relay(process: subprocess.Popen, say: Optional[Callable[[str], None]], unwanted: Callable[[], bool]) -> None:
+def _relay(
+    process: subprocess.Popen,
+    say: Optional[Callable[[str], None]],
+    unwanted: Callable[[], bool],
+    unsaid: List[OSError],
+) -> None:
+    """Say every line of the run; what keeps it from being said, as a pipe that nobody reads, is left in `unsaid`."""
     if say is None or process.stdout is None:
         return
     with process.stdout:
         for line in process.stdout:
-            if not unwanted():
-                say(line.rstrip())
+            if not unsaid and not unwanted():
+                try:
+                    say(line.rstrip())
+                except OSError as error:
+                    unsaid.append(error)
 
 
 def _wait(process: subprocess.Popen, unwanted: Callable[[], bool]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, Dict
@@ -21,8 +22,10 @@ def runs_table(folder: Path) -> pd.DataFrame:
     UserError
         If there is no such folder, or no run in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give one that holds run directories")
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; give a folder that holds run directories") from None
     rows = [_row(path.parent, folder) for path in sorted(folder.rglob("config.json"))]
     if not rows:
         raise UserError(f"{folder} holds no run: noisin train makes one")

@@ -62,5 +62,6 @@ def _step(
 def _draw(logits: np.ndarray, temperature: float, random: np.random.RandomState) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    weights = np.exp((logits - logits.max()) / temperature)
+    with np.errstate(over="ignore"):  # minus infinity at a temperature of nearly 0: such a word is never drawn
+        weights = np.exp((logits - logits.max()) / temperature)
     return int(random.choice(len(weights), p=weights / weights.sum()))

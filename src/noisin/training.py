@@ -35,6 +35,9 @@ from noisin.step import Diverged, TrainingStep
 EXPLOSION = 3.0
 LONGEST_EXPLOSION = 100
 
+# Numbers in one array of MXNet, as it is built for PyPI.
+LARGEST_ARRAY = 2**31 - 1
+
 
 def train(
     config: Config,
@@ -257,6 +260,12 @@ def _check_memory(model: LanguageModel, config: Config, vocabulary_size: int) ->
     weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
     evaluated = config.eval_batch_size * (config.eval_samples if model.stochastic else 1)
     predictions = config.unroll * max(config.batch_size * config.samples, evaluated) * vocabulary_size
+    largest = max(predictions, *(math.prod(parameter.shape) for parameter in model.collect_params().values()))
+    if largest > LARGEST_ARRAY:
+        raise UserError(
+            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
+            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
+        )
     least = 4 * (2 * weights + predictions)  # each weight has a gradient
     if least > MEMORY:
         raise UserError(
