@@ -162,8 +162,8 @@ def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
     acting = [config for config in configs if name not in config.idle]
     having = [config for config in acting if written(config) == value]
     if not having:
-        there = ", ".join(f"{name}={one}" for one in dict.fromkeys(map(written, acting)))
-        raise UserError(f"no run has {name}={value}: there is {there or 'none in which it acts'}")
+        there = f"there is {name}={', '.join(dict.fromkeys(map(written, acting)))}" if acting else "it acts in none"
+        raise UserError(f"no run has {name}={value}: {there}")
     return having
 
 

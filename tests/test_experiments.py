@@ -12,15 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import make_up_record
+from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
-from experiments.runner import RunsFailed
+from experiments.runner import RunsFailed, run_grid
 from experiments.runs import choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
@@ -116,6 +118,45 @@ def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
     assert said == [f"given up: cannot start {tmp_path / 'gone' / 'python'}: No such file or directory"]
 
 
+def standing_in(monkeypatch, folder, script):
+    """A job whose run is this shell script."""
+    (folder / "options.json").touch()
+    (folder / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    return Job(str(folder), str(folder), "cpu", {})
+
+
+@pytest.mark.parametrize("name, hint", [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
+def test_a_run_that_a_signal_ends_says_so(tmp_path, monkeypatch, name, hint):
+    said = []
+    job = standing_in(monkeypatch, tmp_path, f"echo begun; kill -{name[3:]} $$")
+    assert run(job, said.append) is None
+    assert said == ["begun", f"given up: ended by {name}{hint}"]
+    said.clear()
+    assert run(job, said.append, unwanted=lambda: True) is None and said == []
+
+
+def test_a_run_whose_lines_nobody_hears_is_stopped(tmp_path, monkeypatch):
+    def say(line):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    job = standing_in(monkeypatch, tmp_path, "echo $$ > pid; while :; do echo line; sleep 0.1; done")
+    with pytest.raises(BrokenPipeError):
+        run(job, say)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_run_that_the_engine_never_names_has_failed(tmp_path):
+    def engine(work, relay):
+        yield from ()
+
+    config = DEMO.configs(["none"])[0]
+    with pytest.raises(RunsFailed, match=f"1 of 1 runs failed: {config.name}"):
+        run_grid([config], tmp_path / "runs", tmp_path / "results", engine)
+
+
 def test_narrowing_chooses_methods_seeds_and_epochs():
     configs = DEMO.configs(["noisin*", "none"], [3, 4], epochs=2)
     assert [(config.method, config.seed) for config in configs] == [
@@ -139,6 +180,9 @@ def test_only_the_runs_with_these_options_are_run(tmp_path, monkeypatch, capsys)
     taken.clear()
     assert main(["gamma", "--only", "gamma=0.4,layers=1", "--seeds", "2,3"]) == 0
     assert [(config.gamma, config.layers, config.seed) for config in taken] == [([0.4], 1, 2), ([0.4], 1, 3)]
+    taken.clear()
+    assert main(["ptb", "--only", "gamma=0.2"]) == 0  # None's gamma is 0.2 too: by default, and without effect
+    assert [config.method for config in taken] == ["noisin"]
 
 
 def test_a_record_is_found_by_its_configuration_whatever_options_are_new():
@@ -182,6 +226,8 @@ def test_a_variant_that_has_not_run_is_shown_as_missing():
     assert list(table["status"]) == [*["early-stopped"] * 5, "not run yet"] + ["early-stopped"] * 2 + ["not run yet"]
     missing = table[table["status"] == "not run yet"]
     assert list(missing["gamma"]) == ["0.400, 0.400"] * 2 and list(missing["chosen"]) == ["-"] * 2
+    assert list(table["chosen"]) == ["yes", "no", "no", *2 * ["so far", "no", "-"]]
+    assert list(exact(lines(GAMMA, runs))["chosen"].fillna("")) == ["yes", "no", "no", *2 * ["so far", "no", ""]]
     assert list(exact(lines(GAMMA, runs))["gamma"])[-1] == "0.4 0.4"
     assert len(frame(GAMMA, lines(GAMMA, []))) == 9
 
@@ -241,10 +287,16 @@ def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_litt
     assert compared == 2
 
 
-def test_every_experiment_with_records_has_its_figure():
-    for experiment in EXPERIMENTS.values():
-        if runs_of(experiment, load_runs()):
-            assert (RESULTS / experiment.name / "curves.png").exists()
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
+    committed, records = (
+        RESULTS / experiment.name / "curves.png",
+        [run.record for run in runs_of(experiment, load_runs())],
+    )
+    assert committed.exists() == bool(records)
+    if records:
+        draw(experiment, records, tmp_path / "curves.png")
+        np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
 
 
 def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
@@ -289,6 +341,12 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     [
         (["demo", "--methods", "nosin"], "method is 'nosin'"),
         (["demo", "--only", "layers"], "'layers' is not NAME=VALUE"),
+        (["demo", "--only", "layers=1,layers=2"], "layers is given twice"),
+        (["demo", "--only", "gamma=0.3", "--methods", "none"], "no run has gamma=0.3: it acts in none"),
+        (["demo", "--methods", ","], "nothing is named"),
+        (["demo", "--seeds", ""], "nothing is named"),
+        (["demo", "--scheduler", ""], "--scheduler is empty"),
+        (["report", "--jobs", "2"], "unrecognized arguments: --jobs 2"),
         (["demo", "--only", "layer=1"], "a run has no option layer: "),
         (["demo", "--only", "layers=1,hidden=65"], "no run has hidden=65: there is hidden=64"),
         (["gamma", "--only", "layers=2,gamma=3"], "no run has gamma=3: there is gamma=0.1, 0.2, 0.4"),

@@ -122,7 +122,9 @@ def test_a_directory_that_mxnet_cannot_name_is_refused_before_any_training(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"hidden": 47_000, "embedding": 1}, {"eval_samples": 1000, "eval_batch_size": 1000}])
+@pytest.mark.parametrize(
+    "options", [{"hidden": 47_000, "embedding": 1}, {"eval_samples": 1000, "eval_batch_size": 1000}]
+)
 def test_an_array_beyond_mxnets_limit_is_refused(tmp_path, corpus, monkeypatch, options):
     monkeypatch.setattr(training, "MEMORY", 2**50)
     with pytest.raises(UserError, match="MXNet has none of more than 2,147,483,647"):
