@@ -237,6 +237,9 @@ def _experiment(section: Section) -> str:
     rivals = any(line.rivals for line in section.lines)
     caption = "Perplexity a word, ours beside the paper's; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
+    caption += (
+        f" Dropout's {RATES_COLUMN}." if any(line.rivals and line.method == "dropout" for line in section.lines) else ""
+    )
     titled = [(escape(title), rows) for title, rows in groups.items()]
     parts = [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
     for title, pictures in section.drawn:

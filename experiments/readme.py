@@ -7,7 +7,7 @@ from typing import Tuple
 
 from benchmarks import report
 from experiments.declared import EXPERIMENTS
-from experiments.records import RESULTS, draw
+from experiments.records import RESULTS, draw, draw_against_paper
 from experiments.runs import load_runs, runs_of
 from experiments.tables import frame, lines, markdown, markdown_safe
 from noisin.errors import UserError
@@ -22,9 +22,13 @@ def results_section() -> str:
     for experiment in EXPERIMENTS.values():
         own = runs_of(experiment, runs)
         if own:
-            picture = f"experiments/results/{experiment.name}/curves.png"
-            shown = markdown(markdown_safe(frame(experiment, lines(experiment, own))))
-            parts.append(f"**{experiment.title}**\n\n{shown}\n\n![{experiment.title}]({picture})")
+            folder = f"experiments/results/{experiment.name}"
+            parts += [f"**{experiment.title}**", markdown(markdown_safe(frame(experiment, lines(experiment, own))))]
+            parts.append(f"![{experiment.title}: curves]({folder}/curves.png)")
+            if experiment.published:
+                parts.append(
+                    f"![{experiment.title}: test perplexity, ours and the paper's]({folder}/against-paper.png)"
+                )
     return "\n\n".join(parts)
 
 
@@ -69,6 +73,8 @@ def update_readme() -> None:
         records = [run.record for run in runs_of(experiment, runs)]
         if records:
             draw(experiment, records, RESULTS / experiment.name / "curves.png")
+        if records and experiment.published:
+            draw_against_paper(experiment, records, RESULTS / experiment.name / "against-paper.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     text = README.read_text(encoding="utf-8")
     for name, section in SECTIONS.items():

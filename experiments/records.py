@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 from experiments.declared import Experiment
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
-from noisin.figures import figure2, validation_panels
+from noisin.figures import against_paper, figure2, validation_panels
 from noisin.record import check_record, read_record, write_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -66,3 +66,23 @@ def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Pat
         return
     panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
     validation_panels(panels, path, experiment.title)
+
+
+def draw_against_paper(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The test perplexities of an experiment's runs beside the paper's, for one that has such numbers."""
+    panels = {
+        case.title: [
+            {
+                "method": method,
+                "paper": case.paper.get(method),
+                "runs": [
+                    record["test_ppl"]
+                    for record in map(with_defaults, records)
+                    if record["method"] == method and record["test_ppl"] and case.covers(record["config"])
+                ],
+            }
+            for method in experiment.methods
+        ]
+        for case in experiment.cases
+    }
+    against_paper(panels, path, experiment.title)

@@ -15,7 +15,7 @@ from benchmarks import report as speed
 from experiments.claims import judge
 from experiments.declared import EXPERIMENTS, Case, Experiment
 from experiments.page import Picture, Section, Speed, page
-from experiments.records import RESULTS, floor_of, with_defaults
+from experiments.records import RESULTS, draw_against_paper, floor_of, with_defaults
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
 from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown, markdown_safe
 from noisin import figures
@@ -60,7 +60,9 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
         of_case = runs_of_case(experiment, case, runs)
         if of_case:
             name = experiment.name + (f"-case{index}" if len(experiment.cases) > 1 else "")
-            drawn.append((case.title, _draw(name, of_case, out)))
+            drawn.append((case.title, _draw(name, of_case, runs_of(experiment, runs), out)))
+    if experiment.published:
+        drawn.insert(0, ("", [_draw_against_paper(experiment, found, out)]))
     return Section(experiment, found, files, drawn)
 
 
@@ -76,13 +78,20 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
     return contents
 
 
-def _draw(name: str, runs: Sequence[Run], out: Path) -> List[Picture]:
+def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path) -> Picture:
+    """Write the picture of an experiment's test perplexities and the paper's."""
+    path = out / f"{experiment.name}-against-paper.svg"
+    draw_against_paper(experiment, [line.run.record for line in found if line.run], path)
+    return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the paper's; the table has the numbers.")
+
+
+def _draw(name: str, runs: Sequence[Run], among: Sequence[Run], out: Path) -> List[Picture]:
     """Write the curves of these runs as SVG: validation, training, and gamma's path where it is learned."""
-    records = [with_defaults(run.record) for run in runs]
+    records, others = ([with_defaults(run.record) for run in found] for found in (runs, among))
     drawn = []
     for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
         path = out / f"{name}-{what}.svg"
-        figures.curves(records, path, key, floor_of(records))
+        figures.curves(records, path, key, floor_of(records), others)
         said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
         drawn.append(Picture(_read(path), "svg+xml", said))
     learned = [record for run, record in zip(runs, records) if run.config.method == "noisin*" and run.epochs]

@@ -21,14 +21,14 @@ from experiments.__main__ import _parser, main
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
-from experiments.records import RESULTS, draw, find_record, load_records
+from experiments.records import RESULTS, draw, draw_against_paper, find_record, load_records
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
 from noisin.errors import UserError
-from noisin.figures import figure2, validation_panels
+from noisin.figures import curves, figure2, validation_panels
 from noisin.process import Job, run
 from noisin.record import read_record, seal, write_record
 
@@ -287,6 +287,45 @@ def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_litt
     assert compared == 2
 
 
+def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
+    first, second, lost = (
+        {**record_of(config), "test_ppl": test}
+        for config, test in (
+            (TABLE2.configs(["none"])[0], {"clean": 120.5, "averaged": 120.5}),
+            (TABLE2.configs(["noisin"])[1], {"clean": 130.25, "averaged": 129.75}),
+            (TABLE2.configs(["noisin*"])[1], {"clean": None, "averaged": 128.5}),  # not finite
+        )
+    )
+    draw_against_paper(TABLE2, [first, second, lost], tmp_path / "picture.png")
+    names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert names == ["deterministic", "variational dropout", "NOISIN", "NOISIN* (learned γ)"]
+    for axes, case in zip(drawn[0].axes, TABLE2.cases):
+        points = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.get_lines()]
+        paper = [(value, height) for marker, value, height in points if marker == "x"]
+        assert paper == [(case.paper[method], height) for height, method in enumerate(METHODS)]
+    ours = [
+        {
+            (value, height)
+            for marker, value, height in ((line.get_marker(), *line.get_xydata()[0]) for line in axes.get_lines())
+            if marker != "x"
+        }
+        for axes in drawn[0].axes
+    ]
+    assert ours[:2] == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}] and not any(ours[2:])
+    missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in drawn[0].axes]
+    assert missing == [3, 2, 4, 4, 4, 4]
+
+
+def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side(tmp_path, drawn):
+    records = [record_of(config) for config in GAMMA.configs()[:3]]
+    for shown in (records, records[1:]):
+        curves(shown, tmp_path / "picture.png", "valid_ppl", among=records)
+    for alone, beside in zip(drawn[1].axes[0].get_lines(), drawn[0].axes[0].get_lines()[2:]):
+        assert alone.get_linewidth() == beside.get_linewidth() and alone.get_alpha() == beside.get_alpha()
+        assert alone.get_markerfacecolor() == beside.get_markerfacecolor()
+    assert len({line.get_linewidth() for line in drawn[0].axes[0].get_lines() if line.get_marker() != "*"}) == 3
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     committed, records = (
@@ -297,6 +336,11 @@ def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     if records:
         draw(experiment, records, tmp_path / "curves.png")
         np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
+    committed = RESULTS / experiment.name / "against-paper.png"
+    assert committed.exists() == bool(records and experiment.published)
+    if committed.exists():
+        draw_against_paper(experiment, records, tmp_path / "against-paper.png")
+        np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
 
 
 def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):

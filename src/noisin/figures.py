@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from noisin.files import write_file
@@ -21,12 +22,12 @@ STYLES = {
     "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
 }
-# Of the curves of one method, by its strength: full or hollow markers, dark or light lines.
+# Of the curves of one method, by its strength: full or hollow markers, dark or light lines, thin or thick ones.
 SHADES: Tuple[Dict[str, Any], ...] = (
-    {},
-    {"markerfacecolor": "white"},
-    {"alpha": 0.5},
-    {"alpha": 0.5, "markerfacecolor": "white"},
+    {"linewidth": 1.4},
+    {"linewidth": 0.8, "markerfacecolor": "white", "markersize": 5},
+    {"linewidth": 2.6, "alpha": 0.5},
+    {"linewidth": 0.8, "alpha": 0.5, "markerfacecolor": "white", "markersize": 5},
 )
 # Of runs that share a method: the same author's colours; dashes for the layers.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,10 +65,29 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     _save(figure, path)
 
 
-def curves(records: Sequence[Mapping[str, Any]], path: Path, key: str, floor: Optional[float] = None) -> None:
-    """Draw one of Figure 2's panels alone: `key` is 'valid_ppl' or 'train_ppl', `path` a PNG or SVG to write."""
+def curves(
+    records: Sequence[Mapping[str, Any]],
+    path: Path,
+    key: str,
+    floor: Optional[float] = None,
+    among: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Draw one of Figure 2's panels alone.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    path : Path
+        PNG or SVG to write.
+    key : str
+        'valid_ppl' or 'train_ppl'.
+    floor : float, optional
+        As in `figure2`.
+    among : sequence of dict
+        The runs of further figures beside this one, in which the same gamma or rates are to look the same.
+    """
     figure, axes = _single()
-    _panel(axes, records, key, floor)
+    _panel(axes, records, key, floor, among)
     axes.set_ylabel("perplexity a word (log scale)")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
@@ -107,13 +127,19 @@ CROWD = 6
 PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
 
 
-def _panel(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float]) -> None:
+def _panel(
+    axes: Axes,
+    records: Sequence[Mapping[str, Any]],
+    key: str,
+    floor: Optional[float],
+    among: Sequence[Mapping[str, Any]] = (),
+) -> None:
     title, headroom = PANELS[key]
     named = set()
     for record in _by_method(records):
         label = _label(record, records, seeds=len(records) <= CROWD)
         shown = "_" + label if label in named else label  # a name with _ is not in the legend
-        _curve(axes, record, key, shown, _shade(record, records))
+        _curve(axes, record, key, shown, _shade(record, among or records))
         named.add(label)
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
@@ -146,14 +172,69 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
             legend[label] = _curve(axes, record, "valid_ppl", label, _shade(record, every))
         _label_axes(axes, textwrap.fill(name, 44))
         if records:
-            axes.set_ylim(*_limits(records, "valid_ppl", None, headroom=1.4))
+            axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # the same, to be compared
         else:
             axes.set(xlabel="", xticks=[], yticks=[])
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
         if (index - 1) % columns == 0:
-            axes.set_ylabel("validation perplexity (log scale)")
+            axes.set_ylabel("validation perplexity, noise off\n(log scale, ★ best epoch)")
     if legend:
         _legend_below(figure, list(legend.values()), list(legend))
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+# How `against_paper` marks our estimators, and the paper's number.
+MARKS: Dict[str, Dict[str, Any]] = {
+    "clean": {"linestyle": "", "zorder": 2},
+    "averaged": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
+}
+PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
+
+
+def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+    """Draw test perplexities of ours beside the paper's, a panel for each setting.
+
+    Parameters
+    ----------
+    panels : mapping
+        Title of each panel, and its rows from the top: `method`, `paper` (a perplexity or None) and `runs`, each the
+        `test_ppl` of a record.
+    path : Path
+        PNG or SVG to write.
+    title : str, default none
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(11, 1.1 + 1.6 * rows), layout="constrained")
+    shared = None
+    for index, (name, settings) in enumerate(panels.items(), 1):
+        axes = shared = figure.add_subplot(rows, columns, index, sharex=shared)
+        for height, setting in enumerate(settings):
+            style = {name: STYLES[setting["method"]][name] for name in ("color", "marker")}
+            for estimator, how in MARKS.items():
+                for test in setting["runs"]:
+                    if test[estimator] is not None:  # not finite
+                        axes.plot(test[estimator], height, **{**style, **how})
+            if setting["paper"] is not None:
+                axes.plot(setting["paper"], height, **PAPER)
+            if not setting["runs"]:
+                place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+                axes.annotate("not run yet", (0.99, height), fontsize=9, color="#777777", **place)
+        axes.set_yticks(range(len(settings)), [LABELS[setting["method"]] for setting in settings])
+        axes.set_ylim(len(settings) - 0.5, -0.5)
+        axes.set_title(textwrap.fill(name, 44), fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.label_outer()
+        if index > len(panels) - columns:
+            axes.set_xlabel("test perplexity a word")
+    grey = {"color": "#000000", "marker": "o"}
+    entries = [
+        ({**grey, **MARKS["clean"]}, "ours, noise off"),
+        ({**grey, **MARKS["averaged"]}, "ours, averaged over noise"),
+    ]
+    handles = [Line2D([], [], **how) for how, _ in [*entries, (PAPER, "")]]
+    _legend_below(figure, handles, [*(label for _, label in entries), "the paper's"])
     figure.suptitle(title)
     _save(figure, path)
 
@@ -190,11 +271,11 @@ def _strengths(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
 def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any]) -> Any:
     """One run's curve, with a star at its best epoch on validation."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
-    style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "linewidth": 1.4, "label": label}
-    style.update(shade)
+    style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "label": label, **shade}
     (line,) = axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
     if key == "valid_ppl" and record["best_epoch"]:
-        axes.plot(record["best_epoch"], record["valid_ppl"], "*", color=style["color"], markersize=12, zorder=3)
+        star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12, "zorder": 3}
+        axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
     return line
 
 
