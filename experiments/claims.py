@@ -98,8 +98,7 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
             found += judgements
         for experiment, case in settings[len(of_cases) :]:
             found += _beats(claim, experiment, case, runs, deviations)
-    for experiment, case in settings:
-        found += _stable_over_seeds(experiment, case, runs)
+    found += _stable_over_seeds(settings, runs)
     found += _stable_over_cases(TABLE2, runs)
     found += _overfits_later(FIGURE2, runs)
     found += _cost(measurements)
@@ -221,21 +220,23 @@ def _missing(claim: str, setting: str, scores: Mapping[str, Optional[Score]], pu
     return Judgement(claim, setting, "-", MISSING, (f"no run of {lacking}",), published)
 
 
-def _stable_over_seeds(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Judgement]:
-    """Whether the learned noise's standard deviation over seeds is the lower one."""
-    setting = title_of(experiment, case)
-    found = runs_of_case(experiment, case, runs)
-    learned, fixed = choose(found, "noisin*"), choose(found, "noisin")
-    seeds = [0 if score is None else score.seeds for score in (learned, fixed)]
-    if learned is None or fixed is None or min(seeds) < SEEDS:
-        lacking = f"NOISIN* has {_count(seeds[0], 'seed')}, NOISIN {_count(seeds[1], 'seed')}; {SEEDS} are needed"
-        return [Judgement("c", setting, "-", MISSING, (lacking,))]
-    judgements = []
-    for estimator in ESTIMATORS:
-        mine, theirs = (_deviation(score.tests(estimator)) for score in (learned, fixed))
-        verdict = UNDECIDED if max(mine, theirs) < APART * min(mine, theirs) else _smaller(mine, theirs)
-        evidence = _against(learned, fixed, estimator)
-        judgements.append(Judgement("c", setting, f"deviation over seeds, {estimator}", verdict, evidence))
+def _stable_over_seeds(settings: Sequence[Tuple[Experiment, Case]], runs: Sequence[Run]) -> List[Judgement]:
+    """Whether the learned noise's standard deviation over seeds is the lower one, wherever both have enough of them."""
+    judgements, lacking = [], 0
+    for experiment, case in settings:
+        found = runs_of_case(experiment, case, runs)
+        learned, fixed = choose(found, "noisin*"), choose(found, "noisin")
+        if learned is None or fixed is None or min(learned.seeds, fixed.seeds) < SEEDS:
+            lacking += 1
+            continue
+        for estimator in ESTIMATORS:
+            mine, theirs = (_deviation(score.tests(estimator)) for score in (learned, fixed))
+            verdict = UNDECIDED if max(mine, theirs) < APART * min(mine, theirs) else _smaller(mine, theirs)
+            measure, evidence = f"deviation over seeds, {estimator}", _against(learned, fixed, estimator)
+            judgements.append(Judgement("c", title_of(experiment, case), measure, verdict, evidence))
+    if lacking:
+        needed = f"{_count(lacking, 'setting')} with fewer than {SEEDS} seeds of NOISIN* or of NOISIN"
+        judgements.append(Judgement("c", "other settings" if judgements else "all settings", "-", MISSING, (needed,)))
     return judgements
 
 

@@ -20,8 +20,8 @@ STYLE = Path(__file__).resolve().parent / "page.css"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 INTRODUCTION = """Recurrent language models regularised by unbiased noise on their hidden state (NOISIN), against the
 deterministic network (None) and variational dropout (Dropout): a reproduction of “Noise-based regularizers for
-recurrent neural networks” on MXNet and Gluon. Everything below is computed from the committed records; every number of
-ours links to the run that it comes from. Lower perplexity is better."""
+recurrent neural networks” on MXNet and Gluon. Everything below is computed from the committed records; a perplexity
+of one run links to that run. Lower perplexity is better."""
 READING = """Test perplexity is that of the epoch that validates best. <em>Clean</em>: noise off. <em>Averaged</em>:
 predictions averaged over trajectories of the noise, as the paper does."""
 HEADINGS = ("method", *("γ" if column == "gamma" else column for column in COLUMNS))
