@@ -234,12 +234,10 @@ def _experiment(section: Section) -> str:
     groups: Dict[str, List[List[Cell]]] = {}
     for line in section.lines:
         groups.setdefault(line.case.title, []).append(table_row(line))
-    rivals = any(line.rivals for line in section.lines)
+    rivals = {line.method for line in section.lines if line.rivals}
     caption = "Perplexity a word, ours beside the paper's; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
-    caption += (
-        f" Dropout's {RATES_COLUMN}." if any(line.rivals and line.method == "dropout" for line in section.lines) else ""
-    )
+    caption += f" Dropout's {RATES_COLUMN}." if "dropout" in rivals else ""
     titled = [(escape(title), rows) for title, rows in groups.items()]
     parts = [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
     for title, pictures in section.drawn:
