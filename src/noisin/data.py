@@ -130,10 +130,11 @@ def load_corpus(
         return _load(name, files, [published.sha256[split] for split in SPLITS], None)
     path = Path(os.path.expanduser(name))
     files = _own_files(path)
+    checksums = _checksums(files)
     label = path.resolve().name
     if label in (*PUBLISHED, "synthetic"):
         label = f"own-{label}"  # no table may take it for the published one
-    return _load(label, files, _checksums(files), max_vocabulary or OWN_VOCABULARY)
+    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
 
 
 def _synthetic_corpus() -> Corpus:

@@ -260,17 +260,17 @@ def _check_memory(model: LanguageModel, config: Config, vocabulary_size: int) ->
     weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
     evaluated = config.eval_batch_size * (config.eval_samples if model.stochastic else 1)
     predictions = config.unroll * max(config.batch_size * config.samples, evaluated) * vocabulary_size
-    largest = max(predictions, *(math.prod(parameter.shape) for parameter in model.collect_params().values()))
-    if largest > LARGEST_ARRAY:
-        raise UserError(
-            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
-            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
-        )
     least = 4 * (2 * weights + predictions)  # each weight has a gradient
     if least > MEMORY:
         raise UserError(
             f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
             "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
+        )
+    largest = max(predictions, *(math.prod(parameter.shape) for parameter in model.collect_params().values()))
+    if largest > LARGEST_ARRAY:
+        raise UserError(
+            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
+            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
         )
 
 
