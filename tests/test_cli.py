@@ -59,6 +59,7 @@ def refused(capsys, *arguments):
         ("train --cell gru --activation tanh", "--activation does not act with cell gru"),
         ("train --cell gru --forget-bias 1", "--forget-bias does not act with cell gru"),
         ("train --decay-after 2", "--decay-after does not act with decay 1.0"),
+        ("train --samples 4", "--samples does not act with method none"),
         ("train --max-vocabulary 500", "--max-vocabulary does not act with corpus synthetic"),
         ("train --device tpu", "device is 'tpu'"),
         ("train --device gpu", "gpu:0 cannot be used"),

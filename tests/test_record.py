@@ -215,7 +215,7 @@ def test_the_report_the_tables_and_the_grid_refuse_an_edited_record(tmp_path, ca
     assert f"{config.name}.json" in error and "was changed" in error and error.count("\n") == 1
 
 
-QUICK = ("--hidden", "4", "--batch-size", "100", "--eval-samples", "1", "--epochs", "1", "--quiet")
+QUICK = ("--hidden", "4", "--batch-size", "100", "--epochs", "1", "--quiet")
 
 
 def test_a_finished_run_whose_record_was_edited_is_refused_and_listed_as_damaged(tmp_path, capsys):

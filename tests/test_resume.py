@@ -51,7 +51,7 @@ def text(tmp_path_factory):
 
 def command(directory, text, options, epochs):
     """The arguments of a small run."""
-    small = "--hidden 6 --batch-size 8 --unroll 5 --eval-samples 2 --device cpu --quiet"
+    small = "--hidden 6 --batch-size 8 --unroll 5 --device cpu --quiet"
     return [
         *("train", "--run-dir", str(directory), "--corpus", str(text), "--epochs", str(epochs)),
         *small.split(),

@@ -19,7 +19,7 @@ from noisin.errors import UserError
 from noisin.events import Events
 from noisin.files import is_locked, open_lock
 
-QUICK = ("--hidden", "8", "--batch-size", "50", "--eval-samples", "2", "--quiet")
+QUICK = ("--hidden", "8", "--batch-size", "50", "--quiet")
 
 
 def start(run_dir, *options):

@@ -363,6 +363,12 @@ def test_options_that_do_not_act_do_not_tell_runs_apart():
     assert Config(decay_after=2) == Config() and Config(decay=0.5, decay_after=2) != Config(decay=0.5)
     assert Config(corpus="ptb", max_vocabulary=50) == Config(corpus="ptb")
     assert Config(corpus="my.txt", max_vocabulary=50) != Config(corpus="my.txt")
+    assert Config(samples=4, eval_samples=2) == Config()  # without noise all trajectories are one
+    for method in ("dropout", "noisin", "noisin*"):
+        for name in ("samples", "eval_samples"):
+            assert Config(method=method, **{name: 2}) != Config(method=method)
+    two = {"method": "noisin", "layers": 2}
+    assert Config(**two, gamma=[0.3, 0.3]) == Config(**two, gamma=[0.3]) != Config(**two, gamma=[0.3, 0.4])
     whole = Config(method="noisin", learning_rate=1, gamma=[2], noise="gamma", noise_parameters={"k": 2})
     assert whole.name == Config(**{**whole.to_dict(), "learning_rate": 1.0, "gamma": [2.0]}).name
     assert '"learning_rate": 1.0' in json.dumps(whole.to_dict()) and '"k": 2.0' in json.dumps(whole.to_dict())

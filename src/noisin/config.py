@@ -147,6 +147,8 @@ class Config:
             raise UserError(str(error)) from None
         if len(self.gamma) not in (1, self.layers):
             raise UserError(f"gamma has {len(self.gamma)} values for {self.layers} layers: give one, or one a layer")
+        if len(set(self.gamma)) == 1:
+            object.__setattr__(self, "gamma", self.gamma[:1])  # the same, whichever way it was given
         if self.method == "noisin*":
             starts = self.gamma + ([self.input_gamma] if self.input_gamma else [])
             if min(starts) <= self.lower_bound:
@@ -170,6 +172,8 @@ class Config:
         }
         for name, by, acts in (
             ("lower_bound", "method", self.method == "noisin*"),
+            ("samples", "method", self.method != "none"),  # all trajectories would be the same
+            ("eval_samples", "method", self.method != "none"),
             ("activation", "cell", self.cell == "rnn"),
             ("forget_bias", "cell", self.cell == "lstm"),
             ("decay_after", "decay", self.decay != 1),
