@@ -121,7 +121,7 @@ def seed_deviation(runs: Sequence[Run], estimator: str) -> Optional[float]:
 
 def title_of(experiment: Experiment, case: Case) -> str:
     """A setting in words."""
-    return f"{experiment.title.split(',')[0]}: {case.title}" if case.title else experiment.title
+    return f"{experiment.short_title}: {case.title}" if case.title else experiment.title
 
 
 def _beats(
@@ -175,7 +175,7 @@ def _beats_throughout(
     deviations: Mapping[str, Optional[float]],
 ) -> List[Judgement]:
     """The claim on all cases of an experiment together, from what was judged in each of them."""
-    setting = f"{experiment.title.split(',')[0]}: all {len(experiment.cases)} cases"
+    setting = f"{experiment.short_title}: all {len(experiment.cases)} cases"
     by_paper = [judgements[0].paper.split(":")[0] for judgements in of_cases]
     published = f"{_throughout(claim, by_paper)}: {_counted(by_paper)}"
     found = []
@@ -246,7 +246,7 @@ def _smaller(mine: float, theirs: float) -> str:
 
 def _stable_over_cases(experiment: Experiment, runs: Sequence[Run]) -> List[Judgement]:
     """Whether the learned noise's perplexities differ less from case to case: only over all cases, or not at all."""
-    setting = f"{experiment.title.split(',')[0]}: all {len(experiment.cases)} cases"
+    setting = f"{experiment.short_title}: all {len(experiment.cases)} cases"
     verdict, evidence = _steadier(*([case.paper[method] for case in experiment.cases] for method in reversed(NOISIN)))
     published = f"{verdict}: {evidence}"
     found = [runs_of_case(experiment, case, runs) for case in experiment.cases]

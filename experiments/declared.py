@@ -65,6 +65,11 @@ class Experiment:
     searches: Sequence[Experiment] = ()
 
     @property
+    def short_title(self) -> str:
+        """The title without the setting, as 'Table 2'."""
+        return self.title.split(",")[0]
+
+    @property
     def published(self) -> bool:
         """Whether there are numbers to set beside ours."""
         return any(case.paper for case in self.cases)

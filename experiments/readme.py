@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Tuple
+from typing import Sequence, Tuple
 
 from benchmarks import report
-from experiments.declared import EXPERIMENTS
+from experiments.declared import EXPERIMENTS, Experiment
 from experiments.records import RESULTS, draw, draw_against_paper
-from experiments.runs import load_runs, runs_of
-from experiments.tables import frame, lines, markdown, markdown_safe
+from experiments.runs import Run, load_runs, runs_of
+from experiments.tables import frame, lines, markdown, markdown_safe, summary
 from noisin.errors import UserError
 from noisin.files import write_file
 
@@ -17,19 +17,42 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def results_section() -> str:
-    """A table for every experiment that has records, with its figure."""
-    parts, runs = [], load_runs()
-    for experiment in EXPERIMENTS.values():
-        own = runs_of(experiment, runs)
-        if own:
-            folder = f"experiments/results/{experiment.name}"
-            parts += [f"**{experiment.title}**", markdown(markdown_safe(frame(experiment, lines(experiment, own))))]
-            parts.append(f"![{experiment.title}: curves]({folder}/curves.png)")
-            if experiment.published:
-                parts.append(
-                    f"![{experiment.title}: test perplexity, ours and the paper's]({folder}/against-paper.png)"
-                )
+    """Every experiment that has records: those with published numbers, and folded below them the others."""
+    runs = load_runs()
+    found = [(experiment, runs_of(experiment, runs)) for experiment in EXPERIMENTS.values()]
+    parts = [_beside_paper(experiment, own) for experiment, own in found if own and experiment.published]
+    parts += [_by_itself(experiment, own) for experiment, own in found if own and not experiment.published]
     return "\n\n".join(parts)
+
+
+def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """Our numbers and the published ones; where there are several cases the table of every run is folded."""
+    table = _every_run(experiment, runs)
+    if len(experiment.cases) > 1:
+        table = f"{markdown(summary(experiment, runs))}\n\n{_folded(f'{experiment.short_title}: every run', table)}"
+    picture = f"![{experiment.title}: test perplexity, ours and the paper's]({_folder(experiment)}/against-paper.png)"
+    return "\n\n".join([f"**{experiment.title}**", table, picture, _curves(experiment)])
+
+
+def _by_itself(experiment: Experiment, runs: Sequence[Run]) -> str:
+    return _folded(experiment.title, f"{_every_run(experiment, runs)}\n\n{_curves(experiment)}")
+
+
+def _every_run(experiment: Experiment, runs: Sequence[Run]) -> str:
+    return markdown(markdown_safe(frame(experiment, lines(experiment, runs))))
+
+
+def _curves(experiment: Experiment) -> str:
+    return f"![{experiment.title}: curves]({_folder(experiment)}/curves.png)"
+
+
+def _folder(experiment: Experiment) -> str:
+    return f"experiments/results/{experiment.name}"
+
+
+def _folded(title: str, content: str) -> str:
+    """What a click opens, with the blank lines that Markdown inside of HTML needs."""
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
 
 
 def speed_section() -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Run, choose, in_case, number, rates, variant_of
+from experiments.runs import ESTIMATORS, PAPER_NAMES, Run, Score, choose, in_case, number, rates, variant_of
 from noisin.config import Config
 
 NOT_RUN = "not run yet"
@@ -111,6 +111,28 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     among_rivals = [name for name in ("chosen", RATES_COLUMN) if any(name in row for row in shown)]
     names = [*experiment.cases[0].options, "method", *among_rivals, *COLUMNS]
     return pd.DataFrame(shown, columns=names).fillna("-")
+
+
+def summary(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each case and a column for each method, as in the paper: 'clean / averaged (the paper's)'."""
+    rows = []
+    for case in experiment.cases:
+        row = {name: str(value) for name, value in case.options.items()}
+        for method in experiment.methods:
+            score, published = choose(in_case(case, runs), method), case.paper.get(method)
+            row[PAPER_NAMES[method]] = NOT_RUN if score is None else _both(score)
+            row[PAPER_NAMES[method]] += "" if published is None else f" ({number(published)})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _both(score: Score) -> str:
+    """Test perplexity by each estimator, with the deviation over seeds where there are several."""
+    found = []
+    for estimator in ESTIMATORS:
+        deviation = score.deviation(estimator)
+        found.append(number(score.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}"))
+    return " / ".join(found)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ from experiments.declared import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABL
 from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs
-from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe
+from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe, summary
 from noisin.config import config_from_dict
 from noisin.errors import UserError
 from noisin.files import read_json, write_json
@@ -219,6 +219,21 @@ def test_what_was_not_run_is_missing_and_never_filled_in(tmp_path):
     assert (tmp_path / "out" / "table2.tex").read_text().count("not run yet") == 23
     # An experiment without any record has no section, but its claims are there.
     assert TABLE3.name not in page.ids and TABLE3.title in page.text()
+
+
+def test_the_summary_has_the_mean_over_seeds_of_what_validates_best_and_the_papers_number(tmp_path):
+    of_case = [record_of(changed(NONE, seed=seed), clean, clean + 2) for seed, clean in ((1, 100.0), (2, 103.0))]
+    better, worse = (changed(NOISIN, activation="tanh", gamma=[gamma]) for gamma in (0.1, 0.4))
+    searched = [record_of(better, 90.0, 95.0, valid=110.0), record_of(worse, 80.0, 85.0, valid=111.0)]
+    elsewhere = diverged(changed(NOISIN, layers=2, activation="relu"))
+    runs = put(tmp_path, *of_case, *searched, elsewhere)
+    table = summary(TABLE2, runs).set_index(["layers", "activation"])
+    assert list(table.columns) == ["None", "Dropout", "NOISIN", "NOISIN*"] and len(table) == 6
+    assert table.loc[("1", "sigmoid"), "None"] == "101.5 ± 2.1 / 103.5 ± 2.1 (157.4)"
+    assert table.loc[("1", "tanh"), "NOISIN"] == "90.0 / 95.0 (131.9)"
+    assert table.loc[("2", "relu"), "NOISIN"] == "- / - (171.0)"
+    assert table.loc[("2", "tanh"), "Dropout"] == "not run yet (165.2)"
+    assert summary(RATES, runs).loc[0, "Dropout"] == "not run yet"  # of which the paper says nothing
 
 
 def test_a_diverged_run_is_shown_without_numbers(tmp_path):
