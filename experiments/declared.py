@@ -74,6 +74,11 @@ class Experiment:
         """Whether there are numbers to set beside ours."""
         return any(case.paper for case in self.cases)
 
+    @property
+    def summarised(self) -> bool:
+        """Whether a table of one row a case says more at a glance than that of every run."""
+        return self.published and len(self.cases) > 1
+
     def configs(
         self, methods: Optional[Sequence[str]] = None, seeds: Sequence[int] = (1,), **narrowing: Any
     ) -> List[Config]:

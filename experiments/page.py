@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 import pandas as pd
 
 from experiments.claims import APART, CLAIMS, Evidence, Judgement
-from experiments.declared import Experiment
+from experiments.declared import Case, Experiment
 from experiments.runs import PAPER_NAMES, Mention, Run
 from experiments.tables import COLUMNS, NOT_RUN, RATES_COLUMN, Line, cells
 
@@ -38,6 +38,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """What each method reaches in each case, and the files of that table by name."""
+
+    rows: Sequence[Tuple[Case, Mapping[str, Evidence]]]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page shows of one experiment: its table, the table's files by name, figures by title of the case."""
 
@@ -45,6 +53,7 @@ class Section:
     lines: Sequence[Line]
     files: Mapping[str, str]
     drawn: Sequence[Tuple[str, Sequence[Picture]]]
+    overview: Optional[Overview] = None
 
 
 @dataclass(frozen=True)
@@ -239,11 +248,24 @@ def _experiment(section: Section) -> str:
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
     caption += f" Dropout's {RATES_COLUMN}." if "dropout" in rivals else ""
     titled = [(escape(title), rows) for title, rows in groups.items()]
-    parts = [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
+    parts = [] if section.overview is None else [_overview(name, section.overview)]
+    parts += [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
     for title, pictures in section.drawn:
         parts += [f"<h3>{escape(title)}</h3>"] if title else []
         parts.append(_pictures(pictures))
     return "\n".join(parts)
+
+
+def _overview(name: str, overview: Overview) -> str:
+    caption = (
+        "Test perplexity, clean / averaged (the paper's). ± is the standard deviation over seeds; below is each run."
+    )
+    rows = [
+        [Cell(escape(case.title)), *(Cell("".join(_evidence(pieces)), True) for pieces in reached.values())]
+        for case, reached in overview.rows
+    ]
+    columns = ("setting", *overview.rows[0][1])
+    return _table(f"{name}-summary", caption, columns, [("", rows)]) + _downloads(overview.files)
 
 
 def table_row(line: Line) -> List[Cell]:

@@ -9,7 +9,7 @@ from benchmarks import report
 from experiments.declared import EXPERIMENTS, Experiment
 from experiments.records import RESULTS, draw, draw_against_paper
 from experiments.runs import Run, load_runs, runs_of
-from experiments.tables import frame, lines, markdown, markdown_safe, summary
+from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame
 from noisin.errors import UserError
 from noisin.files import write_file
 
@@ -28,8 +28,10 @@ def results_section() -> str:
 def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:
     """Our numbers and the published ones; where there are several cases the table of every run is folded."""
     table = _every_run(experiment, runs)
-    if len(experiment.cases) > 1:
-        table = f"{markdown(summary(experiment, runs))}\n\n{_folded(f'{experiment.short_title}: every run', table)}"
+    if experiment.summarised:
+        table = (
+            f"{markdown(summary_frame(experiment, runs))}\n\n{_folded(f'{experiment.short_title}: every run', table)}"
+        )
     picture = f"![{experiment.title}: test perplexity, ours and the paper's]({_folder(experiment)}/against-paper.png)"
     return "\n\n".join([f"**{experiment.title}**", table, picture, _curves(experiment)])
 

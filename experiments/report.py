@@ -14,10 +14,21 @@ import pandas as pd
 from benchmarks import report as speed
 from experiments.claims import judge
 from experiments.declared import EXPERIMENTS, Case, Experiment
-from experiments.page import Picture, Section, Speed, page
+from experiments.page import Overview, Picture, Section, Speed, page
 from experiments.records import RESULTS, draw_against_paper, floor_of, with_defaults
 from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
-from experiments.tables import Line, claims_frame, exact, frame, latex, lines, markdown, markdown_safe
+from experiments.tables import (
+    Line,
+    claims_frame,
+    exact,
+    frame,
+    latex,
+    lines,
+    markdown,
+    markdown_safe,
+    summary,
+    summary_frame,
+)
 from noisin import figures
 from noisin.errors import UserError
 from noisin.files import write_file
@@ -55,6 +66,7 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
     found = lines(experiment, runs_of(experiment, runs))
     title = f"{experiment.title}; ours beside the paper's"
     files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
+    overview = _overview(experiment, runs_of(experiment, runs), out) if experiment.summarised else None
     drawn = []
     for index, case in enumerate(experiment.cases, 1):
         of_case = runs_of_case(experiment, case, runs)
@@ -63,7 +75,14 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
             drawn.append((case.title, _draw(name, of_case, runs_of(experiment, runs), out)))
     if experiment.published:
         drawn.insert(0, ("", [_draw_against_paper(experiment, found, out)]))
-    return Section(experiment, found, files, drawn)
+    return Section(experiment, found, files, drawn, overview)
+
+
+def _overview(experiment: Experiment, runs: Sequence[Run], out: Path) -> Overview:
+    """Write the table of one row a case, and keep it for the page."""
+    title = f"{experiment.title}: clean / averaged (the paper's)"
+    shown = summary_frame(experiment, runs)
+    return Overview(summary(experiment, runs), _tables(f"{experiment.name}-summary", title, shown, shown, out))
 
 
 def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out: Path) -> Dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import pandas as pd
 
-from experiments.claims import CLAIMS, Judgement, plain
+from experiments.claims import CLAIMS, Evidence, Judgement, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import ESTIMATORS, PAPER_NAMES, Run, Score, choose, in_case, number, rates, variant_of
+from experiments.runs import ESTIMATORS, PAPER_NAMES, Mention, Run, Score, choose, in_case, number, rates, variant_of
 from noisin.config import Config
 
 NOT_RUN = "not run yet"
@@ -113,26 +113,40 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame(shown, columns=names).fillna("-")
 
 
-def summary(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for each case and a column for each method, as in the paper: 'clean / averaged (the paper's)'."""
-    rows = []
+def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:
+    """For each case what each method reaches, as 'clean / averaged (the paper's)': means over seeds."""
+    found = []
     for case in experiment.cases:
-        row = {name: str(value) for name, value in case.options.items()}
+        reached: Dict[str, Evidence] = {}
         for method in experiment.methods:
             score, published = choose(in_case(case, runs), method), case.paper.get(method)
-            row[PAPER_NAMES[method]] = NOT_RUN if score is None else _both(score)
-            row[PAPER_NAMES[method]] += "" if published is None else f" ({number(published)})"
-        rows.append(row)
-    return pd.DataFrame(rows)
+            beside = () if published is None else (f" ({number(published)})",)
+            reached[PAPER_NAMES[method]] = (*((NOT_RUN,) if score is None else _both(score)), *beside)
+        found.append((case, reached))
+    return found
 
 
-def _both(score: Score) -> str:
+def _both(score: Score) -> Evidence:
     """Test perplexity by each estimator, with the deviation over seeds where there are several."""
-    found = []
+    pieces: List[Union[str, Mention]] = []
     for estimator in ESTIMATORS:
-        deviation = score.deviation(estimator)
-        found.append(number(score.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}"))
-    return " / ".join(found)
+        value, deviation = number(score.test(estimator)), score.deviation(estimator)
+        pieces += [" / "] if pieces else []
+        pieces += [Mention(value, score.runs[0]) if len(score.runs) == 1 else value]
+        pieces += [] if deviation is None else [f" ± {deviation:.1f}"]
+    return tuple(pieces)
+
+
+def summary_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """The summary as a table of text, a row for each case and a column for each method as in the paper."""
+    rows = [
+        {
+            **{name: str(value) for name, value in case.options.items()},
+            **{name: plain(reached[name]) for name in reached},
+        }
+        for case, reached in summary(experiment, runs)
+    ]
+    return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:

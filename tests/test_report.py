@@ -22,7 +22,7 @@ from experiments.declared import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABL
 from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs
-from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe, summary
+from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe, summary_frame
 from noisin.config import config_from_dict
 from noisin.errors import UserError
 from noisin.files import read_json, write_json
@@ -227,13 +227,27 @@ def test_the_summary_has_the_mean_over_seeds_of_what_validates_best_and_the_pape
     searched = [record_of(better, 90.0, 95.0, valid=110.0), record_of(worse, 80.0, 85.0, valid=111.0)]
     elsewhere = diverged(changed(NOISIN, layers=2, activation="relu"))
     runs = put(tmp_path, *of_case, *searched, elsewhere)
-    table = summary(TABLE2, runs).set_index(["layers", "activation"])
+    table = summary_frame(TABLE2, runs).set_index(["layers", "activation"])
     assert list(table.columns) == ["None", "Dropout", "NOISIN", "NOISIN*"] and len(table) == 6
     assert table.loc[("1", "sigmoid"), "None"] == "101.5 ± 2.1 / 103.5 ± 2.1 (157.4)"
     assert table.loc[("1", "tanh"), "NOISIN"] == "90.0 / 95.0 (131.9)"
     assert table.loc[("2", "relu"), "NOISIN"] == "- / - (171.0)"
     assert table.loc[("2", "tanh"), "Dropout"] == "not run yet (165.2)"
-    assert summary(RATES, runs).loc[0, "Dropout"] == "not run yet"  # of which the paper says nothing
+    assert summary_frame(RATES, runs).loc[0, "Dropout"] == "not run yet"  # of which the paper says nothing
+
+
+def test_the_summary_of_the_page_leads_to_the_runs_and_comes_in_all_forms(tmp_path):
+    seeds = [record_of(changed(NONE, seed=seed), clean) for seed, clean in ((1, 100.0), (2, 103.0))]
+    page = report(tmp_path, *seeds, record_of(NOISIN, 90.0, 95.0))
+    (row,) = (row for row in page.of("layers 1, activation sigmoid") if len(row) == 5)
+    _, none, dropout, noisin, _ = row
+    assert (none[0], none[2]) == ("101.5 ± 2.1 / 102.5 ± 2.1 (157.4)", [])
+    assert (dropout[0], dropout[2]) == ("not run yet (146.9)", [])
+    assert (noisin[0], noisin[2]) == ("90.0 / 95.0 (166.0)", ["#run-made-up-2"] * 2)
+    for end in ("md", "csv", "tex"):
+        text = (tmp_path / "out" / f"table2-summary.{end}").read_text()
+        assert text.count("90.0 / 95.0 (166.0)") == 1 and text.count("not run yet") == 22
+    assert not (tmp_path / "out" / "figure2-summary.md").exists()  # of one case
 
 
 def test_a_diverged_run_is_shown_without_numbers(tmp_path):
