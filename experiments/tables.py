@@ -138,11 +138,11 @@ def _both(score: Score) -> Evidence:
 
 
 def summary_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
-    """The summary as a table of text, a row for each case and a column for each method as in the paper."""
+    """The summary as a table of text, a row for each case and a column for each method."""
     rows = [
         {
             **{name: str(value) for name, value in case.options.items()},
-            **{name: plain(reached[name]) for name in reached},
+            **{name: plain(pieces) for name, pieces in reached.items()},
         }
         for case, reached in summary(experiment, runs)
     ]
