@@ -6,6 +6,7 @@ import math
 import re
 import statistics
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -55,7 +56,7 @@ class Run:
         value = (self.record["test_ppl"] or {}).get(estimator)
         return math.inf if value is None else value
 
-    @property
+    @cached_property
     def variant(self) -> str:
         """What this run shares with those that differ from it by the seed alone; by the dtype nothing is chosen."""
         return variant_of(self.config)
@@ -106,8 +107,8 @@ def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
 
     Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
     """
-    declared = experiment.configs(seeds=[1], dtype="float32")
-    return [run for run in runs if replace(run.config, seed=1, dtype="float32") in declared]
+    declared = set(map(variant_of, experiment.configs()))
+    return [run for run in runs if run.variant in declared]
 
 
 def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:

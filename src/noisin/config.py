@@ -157,8 +157,9 @@ class Config:
                     "above its bound"
                 )
 
+        idle = self.idle
         for entry in dataclasses.fields(self):
-            if entry.name in self.idle and entry.name != "activation":  # None already
+            if entry.name in idle and entry.name != "activation":  # None already
                 object.__setattr__(self, entry.name, copy.copy(entry.metadata["default"]))
 
     @property
