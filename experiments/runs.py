@@ -182,14 +182,18 @@ class Score:
         values = self.tests(estimator)
         return statistics.stdev(values) if self.seeds > 1 and all(map(math.isfinite, values)) else None
 
+    def mean(self, estimator: str) -> str:
+        """Test perplexity in words, as '136.3 ± 0.8' where there are several seeds."""
+        deviation = self.deviation(estimator)
+        return number(self.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}")
+
     def said(self, estimator: str) -> Iterator[Any]:
         """The method, its gamma and its number, as text and mentions."""
         yield f"{name_of(self.config)} "
         if len(self.runs) == 1:
             yield Mention(number(self.test(estimator)), self.runs[0])
             return
-        deviation = self.deviation(estimator)
-        yield number(self.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}") + " (seeds "
+        yield f"{self.mean(estimator)} (seeds "
         for index, run in enumerate(self.runs):
             yield ", " if index else ""
             yield Mention(str(run.config.seed), run)

@@ -130,10 +130,8 @@ def _both(score: Score) -> Evidence:
     """Test perplexity by each estimator, with the deviation over seeds where there are several."""
     pieces: List[Union[str, Mention]] = []
     for estimator in ESTIMATORS:
-        value, deviation = number(score.test(estimator)), score.deviation(estimator)
         pieces += [" / "] if pieces else []
-        pieces += [Mention(value, score.runs[0]) if len(score.runs) == 1 else value]
-        pieces += [] if deviation is None else [f" ± {deviation:.1f}"]
+        pieces += [Mention(score.mean(estimator), score.runs[0]) if len(score.runs) == 1 else score.mean(estimator)]
     return tuple(pieces)
 
 
