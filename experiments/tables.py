@@ -164,7 +164,7 @@ def exact(found: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype(whole)
 
 
-EXACT: Tuple[str, ...] = (
+EXACT = (
     "method",
     "gamma",
     "rates",
@@ -175,8 +175,14 @@ EXACT: Tuple[str, ...] = (
     "valid_ppl",
     "test_clean",
     "test_bound",
+    "test_averaged",
+    "test_samples",
+    "paper",
+    "status",
+    "chosen",
+    "git",
+    "record",
 )
-EXACT += ("test_averaged", "test_samples", "paper", "status", "chosen", "git", "record")
 
 
 def _values(line: Line) -> Dict[str, Any]:

@@ -127,12 +127,14 @@ def standing_in(monkeypatch, folder, script):
     return Job(str(folder), str(folder), "cpu", {})
 
 
-@pytest.mark.parametrize("name, hint", [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
-def test_a_run_that_a_signal_ends_says_so(tmp_path, monkeypatch, name, hint):
+@pytest.mark.parametrize(
+    "number, name", [(9, "Killed (out of memory?)"), (11, "Segmentation fault"), (40, "Real-time signal 6")]
+)
+def test_a_run_that_a_signal_ends_says_so(tmp_path, monkeypatch, number, name):
     said = []
-    job = standing_in(monkeypatch, tmp_path, f"echo begun; kill -{name[3:]} $$")
+    job = standing_in(monkeypatch, tmp_path, f"echo begun; kill -{number} $$")
     assert run(job, said.append) is None
-    assert said == ["begun", f"given up: ended by {name}{hint}"]
+    assert said == ["begun", f"given up: ended by signal {number}, {name}"]
     said.clear()
     assert run(job, said.append, unwanted=lambda: True) is None and said == []
 

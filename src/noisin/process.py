@@ -107,8 +107,8 @@ def run(
     if unsaid:
         raise unsaid[0]
     if status < 0 and not unwanted():
-        cause = signal.Signals(-status).name + (" (out of memory?)" if status == -signal.SIGKILL else "")
-        (say or print)(f"given up: ended by {cause}")
+        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+        (say or print)(f"given up: ended by signal {-status}, {signal.strsignal(-status)}{hint}")
     if status:
         return None
     try:
