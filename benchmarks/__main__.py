@@ -8,6 +8,7 @@ import noisin  # noqa: F401  first of all, so that a broken environment is one l
 import argparse
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -140,7 +141,7 @@ def _startup_seconds() -> Optional[float]:
             print(f"start-up left out: {last_line(outcome.stderr)}", file=sys.stderr)
             return None
         seconds.append(json.loads(outcome.stdout) - start)
-    return min(seconds[1:])  # the first one fills the cache
+    return statistics.median(seconds[1:])  # the first one fills the cache
 
 
 if __name__ == "__main__":

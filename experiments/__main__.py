@@ -14,7 +14,7 @@ from experiments.readme import update_readme
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
-from experiments.runs import run_of
+from experiments.runs import load_runs, run_of, runs_of
 from experiments.tables import frame, lines, markdown
 from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
@@ -144,7 +144,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         failure, records = error, error.records
     try:
         if records:
-            _show(experiment, records)
+            _show(experiment, records, narrowing, kept)
     finally:
         if failure:
             raise failure
@@ -167,9 +167,14 @@ def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
     return having
 
 
-def _show(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of these records, and draw their curves."""
-    shown = [line for line in lines(experiment, [run_of(record) for record in records]) if line.run]
+def _show(
+    experiment: Experiment, records: Sequence[Mapping[str, Any]], narrowing: Mapping[str, Any], kept: bool
+) -> None:
+    """Print the table of these records, and draw their curves; what is chosen is so among all that are kept."""
+    own = [run_of(record) for record in records]
+    runs = runs_of(experiment, load_runs(RESULTS)) if kept else own
+    configs = [run.config for run in own]
+    shown = [line for line in lines(experiment, runs, **narrowing) if line.run and line.run.config in configs]
     print(f"\n{experiment.title}\n\n{markdown(frame(experiment, shown))}")
     floor = floor_of(records)
     if floor is not None:

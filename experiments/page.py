@@ -244,7 +244,7 @@ def _experiment(section: Section) -> str:
     for line in section.lines:
         groups.setdefault(line.case.title, []).append(table_row(line))
     rivals = {line.method for line in section.lines if line.rivals}
-    caption = "Perplexity a word, ours beside the paper's; γ is the spread at the best epoch."
+    caption = "Perplexity a word, ours beside the published; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
     caption += f" Dropout's {RATES_COLUMN}." if "dropout" in rivals else ""
     titled = [(escape(title), rows) for title, rows in groups.items()]
@@ -258,7 +258,7 @@ def _experiment(section: Section) -> str:
 
 def _overview(name: str, overview: Overview) -> str:
     caption = (
-        "Test perplexity, clean / averaged (the paper's). ± is the standard deviation over seeds; below is each run."
+        "Test perplexity, clean / averaged (published). ± is the standard deviation over seeds; below is each run."
     )
     rows = [
         [Cell(escape(case.title)), *(Cell("".join(_evidence(pieces)), True) for pieces in reached.values())]
@@ -285,7 +285,7 @@ def table_row(line: Line) -> List[Cell]:
 
 
 def _others(lines: Sequence[Line]) -> str:
-    caption = "Runs that belong to none of the experiments above, as trials; the paper has no number for them."
+    caption = "Runs that belong to none of the experiments above, as trials; no number was published for them."
     return _table("others", caption, HEADINGS, [("", [table_row(line) for line in lines])])
 
 

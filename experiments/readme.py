@@ -32,7 +32,7 @@ def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:
         table = (
             f"{markdown(summary_frame(experiment, runs))}\n\n{_folded(f'{experiment.short_title}: every run', table)}"
         )
-    picture = f"![{experiment.title}: test perplexity, ours and the paper's]({_folder(experiment)}/against-paper.png)"
+    picture = f"![{experiment.title}: test perplexity, ours and the published]({_folder(experiment)}/against-paper.png)"
     return "\n\n".join([f"**{experiment.title}**", table, picture, _curves(experiment)])
 
 

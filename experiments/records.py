@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
-from experiments.declared import Experiment
+from experiments.declared import Case, Experiment
 from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import against_paper, figure2, validation_panels
@@ -64,8 +64,12 @@ def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Pat
     if len(experiment.cases) == 1:
         figure2(records, path, experiment.title, floor_of(records))
         return
-    panels = {case.title: [record for record in records if case.covers(record["config"])] for case in experiment.cases}
+    panels = {case.title: [record for record in records if _covers(case, record)] for case in experiment.cases}
     validation_panels(panels, path, experiment.title)
+
+
+def _covers(case: Case, record: Mapping[str, Any]) -> bool:
+    return case.covers(config_from_dict(record["config"]))
 
 
 def draw_against_paper(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -77,8 +81,8 @@ def draw_against_paper(experiment: Experiment, records: Sequence[Mapping[str, An
                 "paper": case.paper.get(method),
                 "runs": [
                     record["test_ppl"]
-                    for record in map(with_defaults, records)
-                    if record["method"] == method and record["test_ppl"] and case.covers(record["config"])
+                    for record in records
+                    if record["method"] == method and record["test_ppl"] and _covers(case, record)
                 ],
             }
             for method in experiment.methods

@@ -1,6 +1,6 @@
 """The report, made from the committed records and nothing else: `make report`.
 
-A folder with a table of each experiment, ours beside the paper's, and of the claims (Markdown, CSV, LaTeX), the
+A folder with a table of each experiment, ours beside what was published, and of the claims (Markdown, CSV, LaTeX), the
 figures, and `index.html`, one page with all of it that loads nothing from outside.
 """
 
@@ -64,7 +64,7 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
 def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
     """Write an experiment's tables and figures, and keep them for the page."""
     found = lines(experiment, runs_of(experiment, runs))
-    title = f"{experiment.title}; ours beside the paper's"
+    title = experiment.title + ("; ours beside the published" if experiment.published else "")
     files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
     overview = _overview(experiment, runs_of(experiment, runs), out) if experiment.summarised else None
     drawn = []
@@ -80,7 +80,7 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
 
 def _overview(experiment: Experiment, runs: Sequence[Run], out: Path) -> Overview:
     """Write the table of one row a case, and keep it for the page."""
-    title = f"{experiment.title}: clean / averaged (the paper's)"
+    title = f"{experiment.title}: clean / averaged (published)"
     shown = summary_frame(experiment, runs)
     return Overview(summary(experiment, runs), _tables(f"{experiment.name}-summary", title, shown, shown, out))
 
@@ -98,10 +98,10 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
 
 
 def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path) -> Picture:
-    """Write the picture of an experiment's test perplexities and the paper's."""
+    """Write the picture of an experiment's test perplexities and the published ones."""
     path = out / f"{experiment.name}-against-paper.svg"
     draw_against_paper(experiment, [line.run.record for line in found if line.run], path)
-    return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the paper's; the table has the numbers.")
+    return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
 
 
 def _draw(name: str, runs: Sequence[Run], among: Sequence[Run], out: Path) -> List[Picture]:

@@ -124,7 +124,7 @@ def candidates(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[
 
 def in_case(case: Case, runs: Sequence[Run]) -> List[Run]:
     """Those of these runs of an experiment that are of one case."""
-    return [run for run in runs if case.covers(run.config.to_dict())]
+    return [run for run in runs if case.covers(run.config)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables of runs, ours beside the paper's, and of the claims, as Markdown, CSV and LaTeX."""
+"""Tables of runs, ours beside what was published, and of the claims, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_RUN = "not run yet"
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of an experiment's table: a run beside the paper's number, or a variant that has none yet.
+    """One line of an experiment's table: a run beside the published number, or a variant that has none yet.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ class Line:
     config: Optional[Config] = None
 
 
-def lines(experiment: Experiment, runs: Sequence[Run]) -> List[Line]:
-    """These runs of an experiment, by case and method; a variant without one has a line that says so."""
+def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List[Line]:
+    """These runs of an experiment, narrowed as they were, by case and method; a variant without one has a line too."""
     found = []
     for case in experiment.cases:
         of_case = in_case(case, runs)
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
             best, have = choose(of_method, method), {run.variant for run in of_method}
-            declared = [config for config in experiment.configs([method]) if case.covers(config.to_dict())]
+            declared = [config for config in experiment.configs([method], **narrowing) if case.covers(config)]
             rivals, missing = len(declared) > 1, [config for config in declared if variant_of(config) not in have]
             of_variants = [
                 Line(case, method, run, best is not None and run in best.runs, rivals, not missing, run.config)
@@ -80,9 +80,9 @@ def cells(line: Line) -> Dict[str, str]:
             shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.config))
         if line.method == "noisin":
             shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
-    paper = "-" if published is None else number(published)
+    beside = "-" if published is None else number(published)
     if run is None:
-        return {**shown, "paper": paper, "status": NOT_RUN}
+        return {**shown, "published": beside, "status": NOT_RUN}
     return {
         **shown,
         "gamma": ", ".join(f"{gamma:.3f}" for gamma in run.record["gamma"]) or "-",
@@ -92,7 +92,7 @@ def cells(line: Line) -> Dict[str, str]:
         "valid": number(run.valid),
         "test clean": number(run.test("clean")),
         "test averaged": number(run.test("averaged")),
-        "paper": paper,
+        "published": beside,
         "status": run.record["status"],
     }
 
@@ -102,19 +102,20 @@ def _choice(line: Line) -> str:
 
 
 RATES_COLUMN = "rates: inputs, states, outputs, embedding"
-COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "paper", "status")
+COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "published", "status")
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
     shown = [cells(line) for line in found]
     among_rivals = [name for name in ("chosen", RATES_COLUMN) if any(name in row for row in shown)]
-    names = [*experiment.cases[0].options, "method", *among_rivals, *COLUMNS]
+    columns = [name for name in COLUMNS if experiment.published or name != "published"]
+    names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
     return pd.DataFrame(shown, columns=names).fillna("-")
 
 
 def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:
-    """For each case what each method reaches, as 'clean / averaged (the paper's)': means over seeds."""
+    """For each case what each method reaches, as 'clean / averaged (published)': means over seeds."""
     found = []
     for case in experiment.cases:
         reached: Dict[str, Evidence] = {}
@@ -177,7 +178,7 @@ EXACT = (
     "test_bound",
     "test_averaged",
     "test_samples",
-    "paper",
+    "published",
     "status",
     "chosen",
     "git",
@@ -187,7 +188,7 @@ EXACT = (
 
 def _values(line: Line) -> Dict[str, Any]:
     row: Dict[str, Any] = {**line.case.options, "method": PAPER_NAMES[line.method]}
-    row.update(paper=line.case.paper.get(line.method), status=NOT_RUN)
+    row.update(published=line.case.paper.get(line.method), status=NOT_RUN)
     if line.config is not None and line.method == "dropout":
         row["rates"] = " ".join(map(repr, rates(line.config)))  # as `RATES_COLUMN` says
     if line.config is not None and line.method == "noisin":

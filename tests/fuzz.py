@@ -1,8 +1,8 @@
 """A coverage-guided fuzzer of every reader, by the promises that the tests check: `python tests/fuzz.py READER...`.
 
-It needs atheris (`pip install '.[fuzz]'`). Options begin with a dash and are libFuzzer's, for each reader in turn, as
-`-max_total_time=300` (default: 60 seconds). What it finds is left as `crash-...` in the current folder; give that file
-to repeat it.
+It needs atheris (`pip install -c constraints.txt atheris`). Options begin with a dash and are libFuzzer's, for each
+reader in turn, as `-max_total_time=300` (default: 60 seconds). What it finds is left as `crash-...` in the current
+folder; give that file to repeat it.
 """
 
 from __future__ import annotations

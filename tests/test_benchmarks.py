@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import benchmarks.__main__
 from benchmarks import measure, mxnet_peers, ours, report
@@ -210,10 +211,26 @@ def test_the_table_has_a_row_for_each_contender_in_both_dtypes():
     assert list(frame.loc["NOISIN"]) == ["64 (63 to 65)", "400", "-", "-"]
 
 
-def test_figures_are_drawn(tmp_path):
-    report.draw_speed(RESULTS, tmp_path / "speed.png")
-    report.draw_growth(RESULTS, tmp_path / "growth.png")
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("speed.png", "growth.png"))
+def test_the_figures_show_the_measurements(tmp_path, drawn):
+    report.draw(RESULTS, tmp_path)
+    bars, _ = drawn[0].axes
+    names = [label.get_text() for label in bars.get_yticklabels()]
+    assert names == ["NOISIN, S = 4", "NOISIN", "deterministic", "matrix products alone"]  # from the bottom
+    assert [bar.get_width() for bar in bars.patches] == [20.0, 64.0, 80.0, 100.0]
+    growth = drawn[1].axes
+    for left, right, name in zip(growth[::2], growth[1::2], GROWTH):
+        (time,), (memory,) = left.get_lines(), right.get_lines()
+        times = [report.step_milliseconds(entry) for entry in RESULTS["growth"] if name in entry]
+        assert list(time.get_xdata()) == [1, 2] and list(time.get_ydata()) == times
+        assert list(memory.get_ydata()) == [400.0, 400.0]
+        assert (left.get_xlabel(), left.get_ylabel()) == (report.DIMENSIONS[name], "ms a step")
+        assert right.get_ylabel() == "peak MiB"
+
+
+def test_the_committed_figures_are_of_the_committed_measurements(tmp_path):
+    report.draw(report.read_results(report.HERE / "results.json"), tmp_path)
+    for name in (report.SPEED_PICTURE, report.GROWTH_PICTURE):
+        np.testing.assert_array_equal(imread(tmp_path / name), imread(report.HERE / name))
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -18,7 +20,7 @@ from helpers import make_up_record
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, draw_against_paper, find_record, load_records
@@ -50,11 +52,11 @@ def command(*arguments, cwd):
     )
 
 
-def record_of(config, **changes):
+def record_of(config, valid=50.0, **changes):
     """A record as a run would write it, with made-up numbers."""
     gamma = config.gamma if "noisin" in config.method else []
     rates = {"seconds": 1.0, "tokens_per_second": 9.0, "gamma": gamma}
-    epochs = [{"epoch": n, "train_ppl": 90.0 / n, "valid_ppl": 100.0 / n, **rates} for n in (1, 2)]
+    epochs = [{"epoch": n, "train_ppl": 90.0 / n, "valid_ppl": 2 * valid / n, **rates} for n in (1, 2)]
     test_ppl = {"clean": 51.26, "bound": 53.0, "averaged": 52.34, "samples": 10}
     return {**make_up_record(config, epochs, 2, test_ppl), **changes}
 
@@ -64,9 +66,14 @@ def test_the_experiments_say_what_the_paper_says():
         assert (config.corpus, config.cell, config.activation, config.layers) == ("ptb", "rnn", "sigmoid", 1)
         assert (config.hidden, config.optimizer, config.learning_rate, config.decay) == (256, "adam", 0.001, 1.0)
     for config in TABLE3.configs():
-        assert (config.corpus, config.cell, config.layers, config.hidden) == ("wikitext-2", "lstm", 2, 200)
+        assert (config.corpus, config.batch_size, config.lower_bound) == ("wikitext-2", 32, 0.1)
+    for config in ZAREMBA.configs():  # the small network of Zaremba et al. (2014)
+        assert (config.corpus, config.batch_size, config.unroll) == ("ptb", 20, 20)
+    assert [case.paper for case in ZAREMBA.cases] == [{"none": 114.5}]
+    for config in TABLE3.configs() + ZAREMBA.configs():
+        assert (config.cell, config.layers, config.hidden, config.clip) == ("lstm", 2, 200, 5.0)
         assert (config.optimizer, config.learning_rate, config.decay, config.decay_after) == ("sgd", 1.0, 0.5, 4)
-        assert (config.batch_size, config.clip, config.lower_bound) == (32, 5.0, 0.1)
+        assert (config.epochs, config.recurrent_init, config.init_scale, config.forget_bias) == (13, "uniform", 0.1, 0)
     for experiment in (DEMO, FIGURE2, TABLE2, TABLE3):
         assert {config.method for config in experiment.configs()} == set(METHODS)
         assert {config.dtype for config in experiment.configs()} == {"float32"}
@@ -201,7 +208,7 @@ def test_the_table_sets_ours_beside_the_papers():
     records[0]["status"] = "diverged"
     table = frame(FIGURE2, lines(FIGURE2, [run_of(record) for record in records]))
     assert list(table["method"]) == ["None", "Dropout", "NOISIN", "NOISIN*"]
-    assert list(table["paper"]) == ["157.4", "146.9", "166.0", "144.7"]
+    assert list(table["published"]) == ["157.4", "146.9", "166.0", "144.7"]
     assert list(table["test clean"]) == ["51.3", "51.3", "51.3", "-"]
     assert list(table["test averaged"]) == ["52.3", "52.3", "52.3", "-"]
     rows = markdown(table).splitlines()
@@ -218,8 +225,30 @@ def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
     assert len(table) == 24
     assert list(table["status"]).count("not run yet") == 22
     row = table[(table.layers == "2") & (table.activation == "relu") & (table.method == "Dropout")].iloc[0]
-    assert (row["test clean"], row["paper"], row["status"]) == ("51.3", "168.5", "early-stopped")
-    assert table["paper"].astype(float).sum() == pytest.approx(3764.3)  # of the table as it is printed
+    assert (row["test clean"], row["published"], row["status"]) == ("51.3", "168.5", "early-stopped")
+    published = {(row.layers, row.activation, row.method): row.published for row in table.itertuples()}
+    in_its_order = """131.9 140.9 138.3 141.4  140.5 142.4 165.2 157.9  166.0 144.7 146.9 157.4
+        196.8 154.3 152.2 164.4  158.4 149.2 169.8 175.3  171.0 165.9 168.5 165.0""".split()
+    rows = itertools.product(("tanh", "sigmoid", "relu"), "12", ("NOISIN", "NOISIN*", "Dropout", "None"))
+    assert published == {(layers, name, method): paper for (name, layers, method), paper in zip(rows, in_its_order)}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_the_tables_and_curves_tell_all_variants_of_a_method_apart(experiment):
+    told_apart = {"gamma", *(f"dropout_{place}" for place in ("inputs", "states", "outputs", "embedding"))}
+    for variants in experiment.methods.values():
+        differing = {name for one in variants for two in variants for name in one if one.get(name) != two.get(name)}
+        assert differing <= told_apart
+
+
+def test_an_option_that_does_not_act_makes_no_other_run():
+    noises = [Case({"noise": name}) for name in ("gaussian", "laplace")]
+    experiment = dataclasses.replace(FIGURE2, cases=noises)
+    assert [config.noise for config in experiment.configs(["noisin"])] == ["gaussian", "laplace"]
+    (none,) = experiment.configs(["none"])  # without noise there is one network
+    run = run_of(record_of(none))
+    assert [line.run for line in lines(experiment, [run]) if line.method == "none"] == [run, run]
+    assert not any(line.rivals for line in lines(experiment, [run]))
 
 
 def test_a_variant_that_has_not_run_is_shown_as_missing():
@@ -232,6 +261,32 @@ def test_a_variant_that_has_not_run_is_shown_as_missing():
     assert list(exact(lines(GAMMA, runs))["chosen"].fillna("")) == ["yes", "no", "no", *2 * ["so far", "no", ""]]
     assert list(exact(lines(GAMMA, runs))["gamma"])[-1] == "0.4 0.4"
     assert len(frame(GAMMA, lines(GAMMA, []))) == 9
+
+
+@pytest.mark.parametrize(
+    "arguments, tried, chosen",
+    [
+        (["--only", "gamma=0.4,layers=1"], (0.1, 0.2, 0.4), {"0.400": "no"}),  # what others validate is on record
+        (["--only", "gamma=0.2,layers=1"], (0.1, 0.2, 0.4), {"0.200": "yes"}),
+        (["--only", "gamma=0.2,layers=1"], (0.2, 0.4), {"0.200": "so far"}),
+    ],
+)
+def test_a_command_for_some_variants_says_what_is_chosen_of_all(
+    tmp_path, monkeypatch, capsys, arguments, tried, chosen
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.__main__.RESULTS", tmp_path / "results")
+    for config in GAMMA.configs():
+        (gamma,) = config.gamma
+        if config.layers == 1 and gamma in tried:
+            record = record_of(config, valid=130 + abs(gamma - 0.2))
+            write_record(tmp_path / "results" / "gamma" / f"{config.name}.json", seal(record))
+    assert main(["gamma", *arguments]) == 0
+    rows = [
+        list(map(str.strip, row.split("|")[1:-1])) for row in capsys.readouterr().out.splitlines() if row[:1] == "|"
+    ]
+    heads, shown = rows[0], rows[2:]
+    assert {row[heads.index("gamma")]: row[heads.index("chosen")] for row in shown} == chosen
 
 
 def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
@@ -266,7 +321,9 @@ def test_a_committed_record_holds_together(path):
     record = read_record(path)
     if record["status"] == "early-stopped":
         assert len(record["epochs"]) - record["best_epoch"] == record["config"]["patience"]
-    assert not record["git"].endswith("+")  # made by code that is committed
+    assert (
+        record["git"] and "+" not in record["git"]
+    )  # made by code that is committed, from the first epoch to the last
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -195,7 +195,7 @@ def test_csv_has_every_digit_and_latex_the_rounded_numbers(tmp_path):
     ours = rows[2]
     assert (ours["test_clean"], ours["test_averaged"], ours["valid_ppl"]) == ("123.4567890123", "124.06", "133.75")
     assert (ours["best_epoch"], ours["epochs"], ours["gamma"], ours["git"]) == ("2", "4", "0.123456", "0123abc")
-    assert (ours["paper"], ours["record"]) == ("166.0", "made-up/0.json")
+    assert (ours["published"], ours["record"]) == ("166.0", "made-up/0.json")
     text = (tmp_path / "out" / "figure2.tex").read_text()
     assert r"NOISIN & 0.123 & 1 & float32 & 2 of 4 & 133.8 & 123.5 & 124.1 & 166.0 & early-stopped \\" in text
     assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1

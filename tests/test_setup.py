@@ -26,7 +26,7 @@ ENV = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("MAKE", "DMLC_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "MFLAGS"))
-    and name not in ("EPOCHS", "METHODS", "SEEDS", "JOBS", "DEVICE", "DTYPE", "ARGS")
+    and name not in ("EPOCHS", "METHODS", "SEEDS", "ONLY", "JOBS", "DEVICE", "DTYPE", "ARGS")
 }
 ENV["PYTHONPATH"] = str(ROOT / "src")
 
@@ -390,10 +390,11 @@ def test_help_is_the_default_and_lists_every_target():
 def test_narrowing_reaches_the_command_unchanged():
     plain = make("-n", "ptb").stdout.splitlines()[-1]
     assert shlex.split(plain)[1:] == ["-m", "experiments", "ptb"]
-    narrowed = make("-n", "wikitext2", "METHODS=noisin* it's", "EPOCHS=2", "DTYPE=bfloat16", "ARGS=--quiet").stdout
+    variables = ("METHODS=noisin* it's", "EPOCHS=2", "SEEDS=1,2", "ONLY=layers=2,activation=tanh", "JOBS=2")
+    narrowed = make("-n", "wikitext2", *variables, "DTYPE=bfloat16", "ARGS=--quiet").stdout
     assert shlex.split(narrowed.splitlines()[-1])[1:] == [
-        *("-m", "experiments", "wikitext2"),
-        *("--epochs", "2", "--methods", "noisin* it's", "--dtype", "bfloat16", "--quiet"),
+        *("-m", "experiments", "wikitext2", "--epochs", "2", "--methods", "noisin* it's", "--seeds", "1,2"),
+        *("--only", "layers=2,activation=tanh", "--jobs", "2", "--dtype", "bfloat16", "--quiet"),
     ]
 
 

@@ -184,7 +184,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     _save(figure, path)
 
 
-# How `against_paper` marks our estimators, and the paper's number.
+# How `against_paper` marks our estimators, and the published number.
 MARKS: Dict[str, Dict[str, Any]] = {
     "clean": {"linestyle": "", "zorder": 2},
     "averaged": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
@@ -193,7 +193,7 @@ PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "ma
 
 
 def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
-    """Draw test perplexities of ours beside the paper's, a panel for each setting.
+    """Draw test perplexities of ours beside the published ones, a panel for each setting.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
         ({**grey, **MARKS["averaged"]}, "ours, averaged over noise"),
     ]
     handles = [Line2D([], [], **how) for how, _ in [*entries, (PAPER, "")]]
-    _legend_below(figure, handles, [*(label for _, label in entries), "the paper's"])
+    _legend_below(figure, handles, [*(label for _, label in entries), "published"])
     figure.suptitle(title)
     _save(figure, path)
 
