@@ -43,7 +43,7 @@ setup(
         "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7
         "gluonnlp==0.10.0",  # vocabulary, corpora, BPTT batches
         "numpy>=1.19,<1.24",  # MXNet's own metadata admits versions that it cannot be imported with
-        "matplotlib>=3.5",  # figures
+        "matplotlib>=3.7",  # figures
         "pandas>=1.4",  # tables of runs
         "tqdm>=4.60",  # progress bars
         # MXNet brings requests and urllib3; these floors are the versions without known vulnerabilities.

@@ -18,6 +18,7 @@ from helpers import (
     assert_same,
     forward_backward,
     freeze,
+    make_language_model,
     make_noise,
     make_stack,
     numpy_unroll,
@@ -245,6 +246,25 @@ def test_unroll_takes_a_list_of_steps_and_begins_from_zero_states(cell, activati
     expected = stack.unroll(T, inputs, stack.begin_state(batch_size=B), "TNC", True)
     outputs, states = stack.unroll(T, list(inputs), None, "TNC", True)
     assert_close([outputs, *states], [expected[0], *expected[1]])
+
+
+@pytest.mark.parametrize("layout, steps", [("TNC", T + 1), ("NTC", T + 1), ("TNC", 1), ("NTC", 1)])
+@pytest.mark.parametrize("method", ["none", "dropout"])
+def test_a_sequence_of_another_length_is_refused(method, layout, steps):
+    stack = make_stack("rnn", "tanh", method)
+    inputs = mx.nd.ones((steps, B, INPUTS) if layout == "TNC" else (B, steps, INPUTS))
+    with pytest.raises(ValueError, match=rf"in layout {layout} have not {T} steps"):
+        stack.unroll(T, inputs, stack.begin_state(batch_size=B), layout, True)
+
+
+def test_an_unknown_start_or_dtype_is_refused():
+    with pytest.raises(
+        ValueError, match="recurrent_init is 'ortogonal': it must be one of orthogonal, identity, uniform"
+    ):
+        make_cells("rnn", 4, 1, input_size=4, recurrent_init="ortogonal")
+    model = make_language_model()
+    with pytest.raises(ValueError, match="dtype is 'bf16': it must be float32 or bfloat16"):
+        model.unroll(T, mx.nd.zeros((T, B)), model.begin_state(B), "bf16")
 
 
 # One function, in every kind of graph.

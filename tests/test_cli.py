@@ -13,6 +13,7 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
+from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 from noisin.config import Config
 
@@ -48,11 +49,13 @@ def refused(capsys, *arguments):
         ("train --noise cauchy", "invalid choice: 'cauchy'"),
         ("train --noise gamma --noise-parameters k=-1", "k of noise family 'gamma' is -1.0"),
         ("train --noise gamma --noise-parameters j=1", "has no parameter 'j' (it has: k)"),
+        ("train --noise gamma --noise-parameters name=1", "has no parameter 'name' (it has: k)"),
         ("train --noise-parameters k", "'k' is not names with numbers"),
         ("train --gamma 0.1,x", "'0.1,x' is not numbers"),
         ("train --gamma 0.1,0.2", "gamma has 2 values for 1 layers"),
         ("train --gamma -1", "gamma is [-1.0]: it must be from 0"),
-        ("train --method noisin* --gamma 0.1", "must start above its bound"),
+        ("train --method noisin* --gamma 0.1", "gamma starts at 0.1 with lower_bound 0.1"),
+        ("train --method noisin* --input-gamma 0.05", "input_gamma starts at 0.05 with lower_bound 0.1"),
         ("train --gamma 0.3", "--gamma does not act with method none: leave it out"),
         ("train --method noisin --lower-bound 0.1", "--lower-bound does not act with method noisin"),
         ("train --method noisin --dropout-states 0.1", "--dropout-states does not act with method noisin"),
@@ -194,6 +197,16 @@ def test_evaluate_looks_at_the_validation_split_unless_told_otherwise(own_run, c
 def test_more_samples_than_fit_into_memory_are_refused(own_run, capsys, monkeypatch):
     monkeypatch.setattr("noisin.training.MEMORY", 2**20)
     assert "of memory or more" in refused(capsys, "evaluate", str(own_run / "run"), "--samples", "1000")
+
+
+def test_a_run_may_be_looked_at_with_less_memory_than_its_training_took(own_run, capsys, monkeypatch):
+    run = str(own_run / "run")
+    config = RunDirectory(run).read_config()
+    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    for command, options in (("evaluate", {}), ("sample", {"eval_samples": 1000})):
+        wide = dataclasses.replace(config, batch_size=100_000, **options)
+        monkeypatch.setattr(RunDirectory, "read_config", lambda _, wide=wide: wide)
+        assert main([command, run]) == 0
 
 
 @pytest.mark.parametrize("command, says", [("train", "the same command goes on"), ("evaluate", "nothing is left half")])

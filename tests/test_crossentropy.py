@@ -84,7 +84,7 @@ def test_a_logit_that_is_not_finite_makes_its_row_nan_and_no_other(dtype, poison
 def test_what_does_not_fit_is_refused():
     logits, bias, targets = np.zeros((3, 5), np.float32), np.zeros(5, np.float32), np.array([0, 1, 4])
     cross_entropy(logits, bias, targets)
-    for wrong in (np.array([0, 1, 5]), np.array([0, -1, 4])):
+    for wrong in (np.array([0, 1, 5]), np.array([0, -1, 4]), np.array([0, np.nan, 4])):
         with pytest.raises(ValueError, match="from 0 to 4"):
             cross_entropy(logits, bias, wrong)
     for dtypes in (("float64", "float32"), ("float32", "float64"), ("float16", "float32")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import doctest
 import hashlib
@@ -444,6 +445,29 @@ def test_slow_server(fake_ptb: PublishedCorpus, alone: Path, server: Server, mon
     monkeypatch.setattr(published_corpora, "PATIENCE", 0.0)
     offer(monkeypatch, server.deliver("good"))
     assert "not finished after" in fails("ptb")
+
+
+def test_a_server_that_drips_is_given_up(
+    fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(published_corpora, "PATIENCE", 0.3)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):  # the other side has gone
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(100):
+                    connection.sendall(b".")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        offer(monkeypatch, Source(f"http://127.0.0.1:{listening.getsockname()[1]}/x"))
+        start = time.perf_counter()
+        assert "not finished after" in fails("ptb")
+    assert time.perf_counter() - start < 2
 
 
 ARCHIVES = pytest.mark.parametrize(("pack", "name"), [(zipped, "a.zip"), (tarred, "a.tgz")])

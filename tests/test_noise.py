@@ -287,6 +287,19 @@ def test_learned_spread_never_falls_below_its_bound(rho):
     assert abs(noisy(noise, mx.nd.zeros((200, 200))).std() - noise.gamma) < ERRORS * sigma
 
 
+@pytest.mark.parametrize("rho", [-30.0, -16.0, -12.5, -3.0, 0.0, 5.0, 19.0, 21.0, 100.0])
+def test_learned_spread_and_its_gradient_are_those_of_softplus_however_near_the_bound(rho):
+    noise = make_noise(gamma=0.5, learned=True, lower_bound=0.0)
+    noise.rho.set_data(mx.nd.array([rho]))
+    assert noise.gamma == pytest.approx(rho + math.log1p(math.exp(-rho)) if rho > 0 else math.log1p(math.exp(rho)))
+    mx.random.seed(1)
+    with mx.autograd.record():
+        deviation = noise(mx.nd.zeros((50,)))
+    deviation.backward(mx.nd.sign(deviation))  # d |deviation| / d rho = |deviation| softplus'(rho) / softplus(rho)
+    expected = deviation.abs().sum().asscalar() / noise.gamma / (1 + math.exp(-rho))
+    assert noise.rho.grad().asscalar() == pytest.approx(expected, rel=1e-5)
+
+
 def test_fixed_spread_is_not_trained():
     noise = make_noise(gamma=0.25)
     assert noise.gamma == 0.25

@@ -80,11 +80,20 @@ def test_the_options_of_a_configuration_reach_the_update(clip, dtype):
     assert (loss == exact) == (dtype == "float32") and loss == pytest.approx(exact, rel=1e-2)
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("scale", [1e19, 1e25, 1e36])
+def test_a_gradient_whose_squares_float32_cannot_hold_is_clipped_as_any_other(scale):
+    ours, small = parameters_with_gradients(scale), parameters_with_gradients(1.0)
+    for parameters, clip in ((ours, 0.3), (small, 0.3)):
+        ClippingTrainer(parameters, OPTIMIZERS["sgd"](learning_rate=0.1), clip).step(4)
+    for ours_value, small_value in zip(values(ours), values(small)):
+        np.testing.assert_allclose(ours_value, small_value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(poison):
     parameters = parameters_with_gradients(1.0)
     trainer = ClippingTrainer(parameters, OPTIMIZERS["adam"](learning_rate=0.1), clip=1.0)
-    parameters["b"].grad()[1] = poison  # 3e38 is finite, its square is not
+    parameters["b"].grad()[1] = poison
     with pytest.raises(Diverged, match="norm is"):
         trainer.step(1)
     assert trainer._optimizer.num_update == 0

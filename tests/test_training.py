@@ -139,6 +139,30 @@ def test_a_directory_of_another_run_is_refused_by_name(tmp_path, corpus):
         run(Config(**SMALL), tmp_path, dataclasses.replace(corpus, digest="0" * 64))
 
 
+def test_a_checkpoint_of_nobody_knows_which_run_is_not_gone_on_with(tmp_path, corpus):
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="has a state.json but no config.json to say of which run"):
+        run(Config(**SMALL, seed=2), tmp_path, corpus)
+
+
+def test_a_vocabulary_that_is_not_that_of_the_run_is_written_anew(tmp_path, corpus):
+    run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
+    whole = (tmp_path / "vocabulary.txt").read_bytes()
+    (tmp_path / "vocabulary.txt").write_bytes(whole.replace(b"\n", b"\r\n", 5))
+    run(Config(**SMALL), tmp_path, corpus)
+    assert (tmp_path / "vocabulary.txt").read_bytes() == whole
+
+
+def test_files_that_are_not_the_runs_own_are_left_alone(tmp_path, corpus):
+    strangers = [tmp_path / "resnet50.params", tmp_path / "best-model.params", tmp_path / "events" / "mine.txt"]
+    (tmp_path / "events").mkdir()
+    for path in strangers:
+        path.write_text("dear to somebody")
+    train(Config(**SMALL), tmp_path, corpus, report=lambda line: None, progress=False, events=True)
+    assert [path.read_text() for path in strangers] == 3 * ["dear to somebody"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "delete", "other"])
 def test_damaged_weights_are_reported_not_used(tmp_path, corpus, damage):
     run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)

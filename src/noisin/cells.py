@@ -96,6 +96,8 @@ class ProjectedCell(HybridRecurrentCell):
             return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         self.reset()
         inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
+        if F is mx.nd and inputs.shape[axis] != length:  # else broadcasting would hide it
+            raise ValueError(f"inputs of shape {inputs.shape} in layout {layout} have not {length} steps")
         states = _get_begin_state(self, F, begin_state, inputs, batch_size)
         if axis == 1:
             inputs = F.swapaxes(inputs, 0, 1)
@@ -460,6 +462,8 @@ class RecurrentInit(mx.init.Initializer):
     """Initialise hidden-to-hidden weights gate by gate: orthogonal, identity, or uniform in (-scale, scale)."""
 
     def __init__(self, kind: str = "orthogonal", scale: float = 0.1) -> None:
+        if kind not in RECURRENT_INITS:
+            raise ValueError(f"recurrent_init is '{kind}': it must be one of {', '.join(RECURRENT_INITS)}")
         super().__init__(kind=kind, scale=scale)
         self._kind = kind
         self._scale = scale

@@ -37,6 +37,7 @@ from noisin.data import END, UNKNOWN
 from noisin.errors import UserError, quoted
 from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
+WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.params")  # names of the files of weights
 STATUSES = ("running", "finished", "early-stopped", "diverged")
 
 
@@ -97,9 +98,14 @@ class RunDirectory:
         Raises
         ------
         UserError
-            If the directory holds another run, naming what differs, or cannot be written.
+            If the directory holds another run, naming what differs, or one that cannot be told, or cannot be written.
         """
         if not (self.path / "config.json").exists():
+            left = [name for name in ("record.json", "state.json", "state-before.json") if (self.path / name).exists()]
+            if left:
+                raise UserError(
+                    f"{self.path} has a {left[0]} but no config.json to say of which run: give another --run-dir"
+                )
             write_json(self.path / "config.json", identity)
         before = read_json(self.path / "config.json")
         differences = _differences(before, json.loads(json.dumps(identity)))
@@ -108,9 +114,9 @@ class RunDirectory:
                 f"{self.path} holds another run ({'; '.join(differences)}): give it the same options, text and version "
                 "of noisin, or give another --run-dir"
             )
-        if not (self.path / "vocabulary.txt").exists():
-            lines = "".join(f"{name}\n" for name in types)
-            write_file(self.path / "vocabulary.txt", lambda aside: aside.write_text(lines, encoding="utf-8"))
+        lines, path = "".join(f"{name}\n" for name in types).encode(), self.path / "vocabulary.txt"
+        if not path.exists() or read_regular(path, "the vocabulary of this run") != lines:
+            write_file(path, lambda aside: aside.write_bytes(lines))
 
     @property
     def in_use(self) -> bool:
@@ -229,7 +235,7 @@ class RunDirectory:
             kept |= {entry["name"] for entry in previous["files"].values()}
             write_json(before, previous)
         write_json(state, {"files": files, "progress": dataclasses.asdict(progress)})
-        for old in self.path.glob("*.params"):
+        for old in self._weights():
             if old.name not in kept:
                 old.unlink()
 
@@ -241,9 +247,13 @@ class RunDirectory:
 
     def drop_checkpoints(self, best_epoch: Optional[int]) -> None:
         """Remove what only a resume needs; the weights of the best epoch stay."""
-        for old in [*self.path.glob("*.params"), *self.path.glob("state-before.json")]:
+        for old in [*self._weights(), *self.path.glob("state-before.json")]:
             if old != self.best_path(best_epoch):
                 old.unlink()
+
+    def _weights(self) -> List[Path]:
+        """The files of weights that are ours; whatever else lies here is left alone."""
+        return [path for path in self.path.glob("*.params") if WEIGHTS.fullmatch(path.name)]
 
     def best_path(self, epoch: Optional[int]) -> Path:
         """Where the weights of the best epoch are."""
@@ -314,8 +324,7 @@ def _is_number(value: Any) -> bool:
 
 def _are_files(files: Dict[str, Dict[str, str]], expected: Set[str]) -> bool:
     return set(files) == expected and all(
-        re.fullmatch(r"(epoch|best)-\d{4,9}\.params", entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-        for entry in files.values()
+        WEIGHTS.fullmatch(entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) for entry in files.values()
     )
 
 

@@ -27,7 +27,7 @@ from noisin.process import end_with_parent
 from noisin.published import NAMES
 from noisin.record import finite_or_null
 from noisin.sampling import sample_words
-from noisin.training import initial_model, make_evaluator, train
+from noisin.training import evaluated_at_once, initial_model, make_evaluator, train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
 
@@ -268,7 +268,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
     if corpus.digest != read_json(directory.path / "config.json").get("corpus_sha256"):
         raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
-    model, device = _best_model(directory, config, len(corpus.vocabulary), arguments.device)
+    at_once = evaluated_at_once(config)
+    model, device = _best_model(directory, config, len(corpus.vocabulary), at_once, arguments.device)
     evaluator = make_evaluator(model, config, corpus, device, progress=True)
     result = evaluator.all(getattr(corpus, arguments.split), arguments.seed)
     print(json.dumps({"split": arguments.split, **finite_or_null(result)}))
@@ -278,7 +279,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     directory = RunDirectory(arguments.run)
     config = directory.read_config()
     vocabulary = ordered_vocabulary(directory.read_vocabulary())
-    model, device = _best_model(directory, config, len(vocabulary), arguments.device)
+    model, device = _best_model(directory, config, len(vocabulary), 1, arguments.device)
     words = arguments.prompt.split()
     unknown = sorted({word for word in words if word not in vocabulary})
     if unknown:
@@ -309,10 +310,12 @@ def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Opti
     return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
 
 
-def _best_model(directory: RunDirectory, config: Config, vocabulary_size: int, device_name: str) -> Any:
+def _best_model(
+    directory: RunDirectory, config: Config, vocabulary_size: int, predictions: int, device_name: str
+) -> Any:
     """The model of a run with the weights of its best epoch, and the device of this name, where it is."""
     device = find_device(device_name)
-    model = initial_model(config, vocabulary_size, device)
+    model = initial_model(config, vocabulary_size, device, predictions)
     directory.load_best_weights(model)
     model.hybridize()
     return model, device

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
 from noisin.cells import ACTIVATIONS, CELLS, RECURRENT_INITS
+from noisin.data import OWN_VOCABULARY
 from noisin.errors import UserError, quoted
-from noisin.noise import FAMILIES, make_family
+from noisin.noise import FAMILIES, MODES, make_family
 from noisin.published import NAMES
 
 METHODS = ("none", "dropout", "noisin", "noisin*")
@@ -51,7 +52,7 @@ class Config:
 
     corpus: str = option("synthetic", "ptb, wikitext-2, synthetic, or the path of a text file or folder", group="data")
     max_vocabulary: int = option(
-        10000, "word types kept of one's own text; the rest are <unk>", low=3, high=1e7, group="data"
+        OWN_VOCABULARY, "word types kept of one's own text; the rest are <unk>", low=3, high=1e7, group="data"
     )
     method: str = option("none", "what regularises the model; * learns gamma (paper: all four)", choices=METHODS)
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
@@ -75,9 +76,7 @@ class Config:
         group="noise",
     )
     noise_parameters: Dict[str, float] = option({}, "the family's own, as k=2 or a=2,b=3", group="noise")
-    noise_mode: str = option(
-        "additive", "how the noise acts (paper: additive)", choices=("additive", "multiplicative"), group="noise"
-    )
+    noise_mode: str = option("additive", "how the noise acts (paper: additive)", choices=MODES, group="noise")
     gamma: List[float] = option(
         [0.2], "spread: one for all layers or one a layer; a learned one starts here", low=0, high=1e3, group="noise"
     )
@@ -86,7 +85,7 @@ class Config:
     )
     input_gamma: float = option(
         0.0,
-        "spread of noise on the embedding too; 0: none (paper: names it, reports none)",
+        "spread of noise on the embedding too, learned where gamma is; 0: none (paper: names it, reports none)",
         low=0,
         high=1e3,
         group="noise",
@@ -116,7 +115,7 @@ class Config:
         35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
     )
     samples: int = option(1, "S, trajectories of the noise in training (paper: 1)", low=1, high=1000, group="training")
-    epochs: int = option(40, "most epochs to train", low=1, high=1e5, group="training")
+    epochs: int = option(40, "most epochs to train", low=1, high=1e4, group="training")
     patience: int = option(
         3, "epochs without a better validation perplexity before stopping", low=1, high=1e6, group="training"
     )
@@ -150,12 +149,12 @@ class Config:
         if len(set(self.gamma)) == 1:
             object.__setattr__(self, "gamma", self.gamma[:1])  # the same, whichever way it was given
         if self.method == "noisin*":
-            starts = self.gamma + ([self.input_gamma] if self.input_gamma else [])
-            if min(starts) <= self.lower_bound:
-                raise UserError(
-                    f"gamma starts at {min(starts)} with lower_bound {self.lower_bound}: a learned gamma must start "
-                    "above its bound"
-                )
+            for name, starts in (("gamma", self.gamma), ("input_gamma", [self.input_gamma or math.inf])):
+                if min(starts) <= self.lower_bound:
+                    raise UserError(
+                        f"{name} starts at {min(starts)} with lower_bound {self.lower_bound}: a learned one must start "
+                        "above its bound"
+                    )
 
         idle = self.idle
         for entry in dataclasses.fields(self):

@@ -97,7 +97,7 @@ def cross_entropy(
             f"{product.dtype} logits and a bias of {bias.dtype}: float32 (or bfloat16) and float32 expected"
         )
     ids = targets.asnumpy()
-    if ids.min() < 0 or ids.max() >= size:
+    if not (ids.min() >= 0 and ids.max() < size):  # nor NaN
         raise ValueError(f"a target is not from 0 to {size - 1}")
     targets, parts = mx.nd.array(ids, dtype=np.int32), threads()
     log_p, bias_gradient, scratch = (mx.nd.empty(shape) for shape in ((rows,), (size,), (2 * parts, size)))

@@ -1,8 +1,4 @@
-"""Corpora: their vocabularies and token ids, cached by content, Table 1 and batches. See DESIGN section 6.
-
-gluonnlp (and with it MXNet) is imported only by the functions that need it, so that the checks of files, whose
-messages a user waits for, come at once.
-"""
+"""Corpora: their vocabularies and token ids, cached by content, Table 1 and batches. See DESIGN section 6."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Any,
     ContextManager,
     DefaultDict,
@@ -33,15 +28,13 @@ from typing import (
     Tuple,
 )
 
+import gluonnlp
 import numpy as np
 
 from noisin import synthetic
 from noisin.errors import UserError
 from noisin.files import MEMORY, hold_folder, parse_json, read_regular, write_bytes
 from noisin.published import NAMES, PUBLISHED, SPLITS, find_files
-
-if TYPE_CHECKING:
-    import gluonnlp
 
 UNKNOWN, END = "<unk>", "<eos>"
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
@@ -261,10 +254,10 @@ def _decoded(path: Path) -> Iterator[str]:
 
 def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gluonnlp.Vocab:
     """Index <unk>, <eos> and then the types by frequency (equal ones alphabetically), `max_size` in all."""
-    from gluonnlp import Vocab
-
     words = None if max_size is None else max_size - 2  # Vocab does not count the special tokens
-    return Vocab(counts, max_size=words, unknown_token=UNKNOWN, padding_token=None, bos_token=None, eos_token=END)
+    return gluonnlp.Vocab(
+        counts, max_size=words, unknown_token=UNKNOWN, padding_token=None, bos_token=None, eos_token=END
+    )
 
 
 def ordered_vocabulary(types: Sequence[str]) -> gluonnlp.Vocab:

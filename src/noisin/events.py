@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ class Events:
     Parameters
     ----------
     folder : Path
-        Written anew by `begin`.
+        Its files of events are written anew by `begin`.
 
     Raises
     ------
@@ -37,9 +36,10 @@ class Events:
 
     def begin(self, epochs: Sequence[Mapping[str, Any]]) -> None:
         """Start with what a resumed run has done already, so that no epoch is there twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)  # it may not be there; if it stays, the next lines say so
         with self._written():
             self._folder.mkdir(parents=True, exist_ok=True)
+            for old in self._folder.glob("events.out.tfevents.*"):
+                old.unlink()
             self._writer = self._make_writer(str(self._folder / "events"))
         for entry in epochs:
             self.add(entry)

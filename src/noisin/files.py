@@ -19,8 +19,8 @@ from noisin.errors import UserError, printable
 # Bytes.
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 MAX_FILE = MEMORY // 2  # what is read whole must leave room for what is made of it
-# Read, it may take some 25 times as much (a list of empty lists). The state of 100,000 epochs, the most there are, has
-# about 25 MB.
+# Read, it may take some 25 times as much (a list of empty lists). The state of 10,000 epochs of 64 noisy layers, the
+# most there are, has about 18 MB.
 MAX_JSON = 32 * 2**20
 BRIEF = 3.0  # seconds to wait for another process that may be about to end
 _LONGEST_NUMBER = 40  # digits and signs; what JSON is written with has 24 at the most

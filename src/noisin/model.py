@@ -139,7 +139,14 @@ class LanguageModel(HybridBlock):
         """What `unroll` multiplies: [hidden states (T * B, H), decoder's weight (V, H), its bias (V,)], and the states.
 
         Hidden states and weight are of `dtype`, the bias float32.
+
+        Raises
+        ------
+        ValueError
+            For another dtype.
         """
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is '{dtype}': it must be float32 or bfloat16")
         F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
         weights = block_parameters(self, tokens)
         carried, masks = states[: self._carried], states[self._carried :]

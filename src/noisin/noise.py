@@ -57,7 +57,7 @@ class NoiseFamily:
         raise TypeError(f"{type(self).__name__} does not define sample")
 
 
-def make_family(name: str, **parameters: float) -> NoiseFamily:
+def make_family(name: str, /, **parameters: float) -> NoiseFamily:
     """Return the noise family called `name`.
 
     Parameters
@@ -319,8 +319,8 @@ class Noise(HybridBlock):
         return float((self._softplus(mx.nd, value) if learned else value).asscalar())
 
     def _softplus(self, F: Any, rho: Any) -> Any:
-        # oneDNN's softrelu is off by 2e-6, below 0 where it should be nearly 0.
-        return F.relu(F.Activation(rho, act_type="softrelu")) + self._lower_bound
+        # Not oneDNN's softrelu, which is off by 2e-6: below 0, and without a gradient, where it should be nearly 0.
+        return F.where(rho > 20, rho, F.log1p(F.exp(F.minimum(rho, 20)))) + self._lower_bound
 
     def deviation(self, F: Any, like: Any) -> Any:
         """Draw gamma * eps of the shape of `like`: the relative or absolute deviation, 0 in predict mode."""

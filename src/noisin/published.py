@@ -311,7 +311,10 @@ def _get_once(url: str, limit: int, deadline: float) -> bytes:
         size = response.length
         label = url.rsplit("/", 1)[-1]
         with tqdm(total=size, desc=label, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            for chunk in iter(lambda: response.read(2**16), b""):
+            while size is None or len(body) < size:
+                chunk = response.read1(2**16)  # what there is: `read` would wait for all of it, however long
+                if not chunk:
+                    break
                 body += chunk
                 bar.update(len(chunk))
                 if len(body) > limit:

@@ -36,7 +36,8 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
     directory, name = RunDirectory(path), printable(str(path.relative_to(folder)))
     try:
         config, progress = directory.read_config(), directory.load()
-        status = _status(directory, progress)
+        record = read_record(directory.record_path) if directory.record_path.exists() else None
+        status = _status(directory, progress) if record is None else record["status"]
         row: Dict[str, Any] = {"run": name, "status": status, "method": config.method}
         if progress and progress.best_epoch:
             row["epoch"] = f"{len(progress.epochs)} of {config.epochs}"
@@ -44,8 +45,8 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
             row["valid"] = f"{progress.best_valid_ppl:.2f}"
             best = progress.epochs[progress.best_epoch - 1]
             row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in best["gamma"]) or "-"
-        if directory.record_path.exists():
-            test = read_record(directory.record_path)["test_ppl"] or {}
+        if record is not None:
+            test = record["test_ppl"] or {}
             row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
         return row
     except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
@@ -54,8 +55,6 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
 
 
 def _status(directory: RunDirectory, progress: Any) -> str:
-    if directory.record_path.exists():
-        return read_record(directory.record_path)["status"]
     if directory.in_use:
         return "running"
     return "interrupted" if progress and progress.epochs else "not one epoch yet"

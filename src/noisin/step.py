@@ -55,7 +55,10 @@ class ClippingTrainer(gluon.Trainer):
     def _global_norm(self) -> float:
         flat = [p.list_grad()[0].reshape(-1) for p in self._params if p.grad_req != "null"]
         squares = mx.nd.concat(*[mx.nd.dot(gradient, gradient) for gradient in flat], dim=0)
-        return math.sqrt(sum(map(float, squares.asnumpy())))  # one look at the device, whatever the parameters
+        norm = math.sqrt(sum(map(float, squares.asnumpy())))  # one look at the device, whatever the parameters
+        if norm == math.inf:  # float32 cannot hold the squares; perhaps float64 can
+            norm = math.hypot(*(np.linalg.norm(gradient.asnumpy().astype(np.float64)) for gradient in flat))
+        return norm
 
 
 class TrainingStep:

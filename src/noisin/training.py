@@ -240,8 +240,18 @@ class _Run:
         return record
 
 
-def initial_model(config: Config, vocabulary_size: int, device: mx.Context) -> LanguageModel:
+def initial_model(
+    config: Config, vocabulary_size: int, device: mx.Context, predictions: Optional[int] = None
+) -> LanguageModel:
     """The model of `config` with its parameters initialised from the seed.
+
+    Parameters
+    ----------
+    config : Config
+    vocabulary_size : int
+    device : mxnet.Context
+    predictions : int, optional
+        How many words it will predict at once; by default as many as in training or in evaluation.
 
     Raises
     ------
@@ -250,16 +260,21 @@ def initial_model(config: Config, vocabulary_size: int, device: mx.Context) -> L
     """
     mx.random.seed(_stream(config.seed, 0))
     model = make_model(config, vocabulary_size)
-    _check_memory(model, config, vocabulary_size)
+    if predictions is None:
+        predictions = max(config.unroll * config.batch_size * config.samples, evaluated_at_once(config))
+    _check_memory(model, predictions * vocabulary_size)
     model.initialize(ctx=device)
     return model
 
 
-def _check_memory(model: LanguageModel, config: Config, vocabulary_size: int) -> None:
+def evaluated_at_once(config: Config) -> int:
+    """Words that evaluation predicts at once."""
+    return config.unroll * config.eval_batch_size * (1 if config.method == "none" else config.eval_samples)
+
+
+def _check_memory(model: LanguageModel, predictions: int) -> None:
     """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
     weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
-    evaluated = config.eval_batch_size * (config.eval_samples if model.stochastic else 1)
-    predictions = config.unroll * max(config.batch_size * config.samples, evaluated) * vocabulary_size
     least = 4 * (2 * weights + predictions)  # each weight has a gradient
     if least > MEMORY:
         raise UserError(
