@@ -53,7 +53,7 @@ $(READY): $(STAMP) $(wildcard src/noisin/*.[ch])
 # ---- the main job --------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no network, under 3 minutes
+demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, under 3 minutes
 	@$(PY) -m experiments demo $(NARROW)
 
 .PHONY: ptb

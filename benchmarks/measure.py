@@ -140,7 +140,8 @@ def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: 
     Returns
     -------
     list of dict
-        One measurement a contender (DESIGN, section 7); one that failed is left out, after a line that says why.
+        One measurement a contender (DESIGN, section 7), and `rates`, those of each round, in order; one that failed is
+        left out, after a line that says why.
     """
     turns: List[_Turns] = []
 
@@ -179,6 +180,7 @@ def _measurement(turn: _Turns, workload: str) -> Dict[str, Any]:
         "min": min(turn.rates),
         "max": max(turn.rates),
         "rounds": len(turn.rates),
+        "rates": turn.rates,
         "peak_mib": turn.peak_mib,
         **turn.contender.change,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -86,6 +87,9 @@ def _is_measurement(entry: Dict[str, Any]) -> bool:
         and entry["dtype"] in ("float32", "bfloat16")
         and all(_is_positive(entry[name]) for name in ("min", "words_per_second", "max", "peak_mib"))
         and entry["min"] <= entry["words_per_second"] <= entry["max"]
+        and isinstance(entry["rates"], list)
+        and len(entry["rates"]) > 0
+        and all(map(_is_positive, entry["rates"]))
     )
 
 
@@ -106,28 +110,38 @@ def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
 
 
 def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
-    """The figures that have a goal, each a ratio of medians of one run."""
+    """The figures that have a goal: of the ratios within each round the median, and the least to the most."""
     rows = []
     for dtype, least in (("float32", 0.80), ("bfloat16", 0.75)):
-
-        def rate(name: str, dtype: str = dtype) -> Optional[float]:
-            return _rate(results, workload, name, dtype)
-
         figures = [
-            ("deterministic / limit", rate("none"), rate("limit"), (">=", least)),
-            ("deterministic / PyTorch", rate("none"), rate("pytorch"), (">=", 1.4)),
-            ("deterministic / PyTorch with our memory settings", rate("none"), rate("pytorch-malloc"), None),
-            ("NOISIN / GluonNLP without noise", rate("noisin"), rate("gluonnlp"), (">=", 1.2)),
-            ("time of NOISIN / deterministic", rate("none"), rate("noisin"), ("<=", 1.05)),
-            ("time of S = 4 / four times S = 1", rate("noisin"), _times(4, rate("noisin-s4")), ("<=", 1.0)),
-            ("two runs of half the threads / one", rate("noisin-2x1"), rate("noisin"), None),
+            ("deterministic / limit", "none", "limit", (">=", least)),
+            ("deterministic / PyTorch", "none", "pytorch", (">=", 1.4)),
+            ("deterministic / PyTorch with our memory settings", "none", "pytorch-malloc", None),
+            ("NOISIN / GluonNLP without noise", "noisin", "gluonnlp", (">=", 1.2)),
+            ("time of NOISIN / deterministic", "none", "noisin", ("<=", 1.05)),
+            ("time of S = 4 / S = 1", "noisin", "noisin-s4", ("<=", 4.0)),
+            ("two runs of half the threads / one", "noisin-2x1", "noisin", None),
         ]
-        rows += [
-            {"figure": name, "dtype": dtype, "measured": f"{over / under:.2f}", **_judged(over / under, goal)}
-            for name, over, under, goal in figures
-            if over and under
-        ]
+        for name, over, under, goal in figures:
+            found = relative_rates(results, workload, dtype, over, under)
+            if found:
+                middle, rounds = statistics.median(found), f"{min(found):.2f} to {max(found):.2f}"
+                rows.append(
+                    {
+                        "figure": name,
+                        "dtype": dtype,
+                        "median": f"{middle:.2f}",
+                        "rounds": rounds,
+                        **_judged(middle, goal),
+                    }
+                )
     return pd.DataFrame(rows)
+
+
+def relative_rates(results: Mapping[str, Any], workload: str, dtype: str, over: str, under: str) -> List[float]:
+    """One contender's rate by another's, in each of the rounds in which both took a turn; empty without one of them."""
+    rates = [_measured(results, workload, name, dtype).get("rates", []) for name in (over, under)]
+    return [mine / theirs for mine, theirs in zip(*rates)]
 
 
 def _judged(ratio: float, goal: Optional[Tuple[str, float]]) -> Dict[str, str]:
@@ -139,15 +153,11 @@ def _judged(ratio: float, goal: Optional[Tuple[str, float]]) -> Dict[str, str]:
     return {"goal": f"{sign} {bound:.2f}", "met": "yes" if met else "no"}
 
 
-def _rate(results: Mapping[str, Any], workload: str, name: str, dtype: str) -> Optional[float]:
+def _measured(results: Mapping[str, Any], workload: str, name: str, dtype: str) -> Mapping[str, Any]:
     for entry in results["measurements"]:
         if (entry["workload"], entry["name"], entry["dtype"]) == (workload, name, dtype):
-            return entry["words_per_second"]
-    return None
-
-
-def _times(factor: float, value: Optional[float]) -> Optional[float]:
-    return None if value is None else factor * value
+            return entry
+    return {}
 
 
 def draw_speed(results: Mapping[str, Any], path: Path) -> None:
@@ -156,7 +166,7 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         (workload, dtype)
         for workload in WORKLOADS
         for dtype in ("float32", "bfloat16")
-        if _rate(results, workload, "none", dtype)
+        if _measured(results, workload, "none", dtype)
     ]
     figure = Figure(figsize=(11, 3.6 * ((len(panels) + 1) // 2)), layout="constrained")
     for index, (workload, dtype) in enumerate(panels, 1):

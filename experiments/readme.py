@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Sequence, Tuple
 
 from benchmarks import report
+from experiments.claims import judge, margin_of, seed_deviations
 from experiments.declared import EXPERIMENTS, Experiment
 from experiments.records import RESULTS, draw, draw_against_paper
 from experiments.runs import Run, load_runs, runs_of
-from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame
+from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame, verdicts_frame
 from noisin.errors import UserError
 from noisin.files import write_file
 
@@ -17,12 +18,29 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def results_section() -> str:
-    """Every experiment that has records: those with published numbers, and folded below them the others."""
+    """Every experiment that has records, those with published numbers first, the others folded; and the claims."""
     runs = load_runs()
     found = [(experiment, runs_of(experiment, runs)) for experiment in EXPERIMENTS.values()]
     parts = [_beside_paper(experiment, own) for experiment, own in found if own and experiment.published]
     parts += [_by_itself(experiment, own) for experiment, own in found if own and not experiment.published]
+    verdicts = verdicts_frame(judge(runs, report.read_results(report.HERE / "results.json")))
+    parts += [
+        "**The paper's claims: in how many settings each holds**",
+        markdown(markdown_safe(verdicts)),
+        _margins(runs),
+    ]
     return "\n\n".join(parts)
+
+
+def _margins(runs: Sequence[Run]) -> str:
+    """From what difference on one seed against another decides."""
+    margins = {
+        name: f"{100 * margin_of(deviation, 1, 1):.1f} %"
+        for name, deviation in seed_deviations(runs).items()
+        if deviation is not None
+    }
+    said = ", ".join(f"{margin} ({name})" for name, margin in margins.items())
+    return f"One seed against one decides from a difference of {said} on; with more seeds of each, from a smaller one."
 
 
 def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import pandas as pd
 
-from experiments.claims import CLAIMS, Evidence, Judgement, plain
+from experiments.claims import CLAIMS, Evidence, Judgement, counted, plain
 from experiments.declared import Case, Experiment
 from experiments.runs import ESTIMATORS, PAPER_NAMES, Mention, Run, Score, choose, in_case, number, rates, variant_of
 from noisin.config import Config
@@ -217,6 +217,37 @@ def claims_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
             for judgement in judgements
         ]
     )
+
+
+def verdicts_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
+    """Of each claim that could be judged in how many settings it holds, by each measure, here and in the paper."""
+    groups: Dict[Tuple[str, str], List[Judgement]] = {}
+    for judgement in judgements:
+        if judgement.measure != "-":
+            groups.setdefault((judgement.claim, judgement.measure.split(", ")[0]), []).append(judgement)
+    rows: List[Dict[str, str]] = []
+    named = ""
+    for (claim, measure), found in groups.items():
+        settings = list(dict.fromkeys(one.setting for one in found))
+        ours: Dict[str, List[str]] = {}
+        for one in found:
+            ours.setdefault(one.measure[len(measure) + 2 :], []).append(one.verdict)
+        papers = {one.setting: one.paper.split(":")[0] for one in found if one.paper != "-"}
+        rows.append(
+            {
+                "claim": "" if claim == named else f"({claim}) {CLAIMS[claim]}",
+                "where": settings[0] if len(settings) == 1 else f"{len(settings)} settings",
+                "by": measure,
+                "here": "; ".join((f"{name}: " if name else "") + _said(verdicts) for name, verdicts in ours.items()),
+                "by the paper's numbers": _said(list(papers.values())) or "-",
+            }
+        )
+        named = claim
+    return pd.DataFrame(rows)
+
+
+def _said(verdicts: Sequence[str]) -> str:
+    return verdicts[0] if len(verdicts) == 1 else counted(verdicts)
 
 
 LATEX_SPECIAL = {

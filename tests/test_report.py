@@ -17,12 +17,22 @@ import pytest
 from helpers import make_up_record
 
 from experiments.__main__ import main
-from experiments.claims import CLAIMS, judge, plain, seed_deviation
+from experiments.claims import CLAIMS, Judgement, judge, plain, seed_deviations
 from experiments.declared import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs
-from experiments.tables import Line, exact, frame, latex, latex_text, lines, markdown_safe, summary_frame
+from experiments.tables import (
+    Line,
+    exact,
+    frame,
+    latex,
+    latex_text,
+    lines,
+    markdown_safe,
+    summary_frame,
+    verdicts_frame,
+)
 from noisin.config import config_from_dict
 from noisin.errors import UserError
 from noisin.files import read_json, write_json
@@ -484,8 +494,31 @@ def test_the_deviation_over_seeds_is_pooled_over_whole_rows(tmp_path):
     records.append(level(changed(NONE, dtype="bfloat16", seed=0), 100.0))  # no seed of its own
     runs = put(tmp_path, *records)
     residuals = np.concatenate([np.log(of_row) - np.mean(np.log(of_row)) for _, of_row in rows])
-    assert seed_deviation(runs, "clean") == pytest.approx(math.sqrt(np.sum(residuals**2) / 3))
-    assert seed_deviation([run for run in runs if run.config.seed == 0], "clean") is None
+    found = seed_deviations(runs)
+    assert found["clean"] == found["averaged"] == pytest.approx(math.sqrt(np.sum(residuals**2) / 3))
+    assert found["validation"] == pytest.approx(found["clean"])  # the same numbers here
+    assert set(seed_deviations([run for run in runs if run.config.seed == 0]).values()) == {None}
+
+
+def test_the_verdicts_are_counted_by_claim_and_measure():
+    def one(claim, setting, measure, verdict, paper="-"):
+        return Judgement(claim, setting, measure, verdict, ("of no matter",), paper)
+
+    judgements = [
+        one("a", "all", "cases, clean", "holds", "fails: of some"),
+        one("a", "all", "cases, averaged", "undecided", "fails: of some"),
+        *(one("a", f"case {n}", "test, clean", "holds", "holds: 1 against 2") for n in (1, 2)),
+        *(one("a", f"case {n}", "test, averaged", ("holds", "fails")[n - 1], "holds: 1 against 2") for n in (1, 2)),
+        one("a", "case 3", "-", "not enough runs", "holds: 1 against 2"),  # could not be judged
+        one("e", "case 1", "time of a step", "holds"),
+    ]
+    table = verdicts_frame(judgements)
+    assert [row[1:] for row in table.itertuples(index=False)] == [
+        ("all", "cases", "clean: holds; averaged: undecided", "fails"),
+        ("2 settings", "test", "clean: holds in 2; averaged: holds in 1, fails in 1", "holds in 2"),
+        ("case 1", "time of a step", "holds", "-"),
+    ]
+    assert list(table["claim"]) == [f"(a) {CLAIMS['a']}", "", f"(e) {CLAIMS['e']}"]
 
 
 WON, LOST, EVEN, GONE = 90.0, 110.0, 100.0, None
@@ -622,7 +655,8 @@ def measured(**rates):
             "words_per_second": rate,
             "min": rate,
             "max": rate,
-            "rounds": 3,
+            "rounds": 7,
+            "rates": 7 * [rate],
             "peak_mib": 400.0,
         }
         for name, rate in rates.items()
@@ -638,12 +672,21 @@ def test_cost_is_judged_by_the_benchmark(tmp_path, name, fast):
     runs = put(tmp_path, record_of(NONE))
     slow = {"holds": "fails", "fails": "holds"}[fast]
     for rate, verdict in ((91.0, fast), (90.8, slow)):  # 1.099 and 1.101 times the time
-        measurements = measured(none=100.0, **{name: rate})
-        measurements["measurements"][0].update(min=90.0, max=110.0)
-        (found,) = (one for one in judge(runs, measurements) if one.claim == "e")
-        assert found.verdict == verdict
-        least, most = 90 / rate, 110 / rate
-        assert plain(found.evidence) == f"1.10 times the time of None (rounds: {least:.2f} to {most:.2f})"
+        other = 181.8 - rate  # on the other side
+        for rates, said in (
+            (7 * [rate], verdict),
+            ([other] + 6 * [rate], verdict),  # by luck seven agree so far once in eight times
+            (2 * [other] + 5 * [rate], "undecided"),
+            (6 * [rate], "undecided"),  # too few rounds
+        ):
+            measurements = measured(none=100.0, **{name: rate})
+            measurements["measurements"][1]["rates"] = rates
+            (found,) = (one for one in judge(runs, measurements) if one.claim == "e")
+            assert found.verdict == said
+    measurements = measured(none=100.0, **{name: 80.0})
+    measurements["measurements"][0]["rates"] = [100.0, 160.0, *5 * [120.0]]
+    (found,) = (one for one in judge(runs, measurements) if one.claim == "e")
+    assert plain(found.evidence) == "1.50 times the time of None, 1.25 to 2.00 in 7 rounds"
     assert [one.verdict for one in judge(runs) if one.claim == "e"] == ["not measured"]
 
 
