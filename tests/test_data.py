@@ -11,8 +11,6 @@ import json
 import math
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -876,12 +874,3 @@ def test_synthetic_source_is_worth_learning() -> None:
     frequencies = np.sort(source.stationary)[:-101:-1]
     slope = np.polyfit(np.log(np.arange(1, 101)), np.log(frequencies), 1)[0]
     assert -1.2 < slope < -0.7
-
-
-# ----------------------------------------------------------------------------------------------------------- import
-
-
-def test_import_does_not_load_mxnet() -> None:
-    code = "import noisin.data, sys; sys.exit('mxnet' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
