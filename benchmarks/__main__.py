@@ -23,6 +23,7 @@ from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
 from noisin._environment import threads
 from noisin.cli import OneLineParser, positive, run_command
+from noisin.device import processor_features
 from noisin.errors import UserError
 from noisin.files import write_json
 from noisin.training import cpu_name
@@ -110,11 +111,7 @@ def contenders(dtype: str) -> List[Contender]:
 
 def _dtypes() -> List[str]:
     """Float32, and bfloat16 where the processor has instructions for it."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        flags = ""
-    if "avx512_bf16" in flags or "amx_bf16" in flags:
+    if {"avx512_bf16", "amx_bf16"} & processor_features():
         return ["float32", "bfloat16"]
     print("this processor has no bfloat16 instructions: its rows are left out", file=sys.stderr)
     return ["float32"]

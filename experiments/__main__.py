@@ -20,7 +20,7 @@ from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import METHODS, Config
 from noisin.data import load_corpus
-from noisin.device import find_device
+from noisin.device import check_dtype, find_device
 from noisin.errors import UserError, quoted
 from noisin.process import Job
 
@@ -123,8 +123,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     remote = arguments.scheduler not in (None, "local")
     if remote and arguments.jobs:
         raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
-    if not remote:
-        find_device(arguments.device)  # a wrong one is said once, before any run
+    device = None if remote else find_device(arguments.device)  # a wrong one is said once, before any run
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
@@ -132,7 +131,10 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
 
     def engine(work: Mapping[str, Job], relay: Relay) -> Ended:
-        load_corpus(experiment.setting["corpus"])  # a missing one is said once, too, if there is anything to run
+        # What is missing is said once, too, if there is anything to run.
+        load_corpus(experiment.setting["corpus"])
+        if device:
+            check_dtype(configs[0].dtype, device)  # all have the same
         return run_all(work, relay)
 
     # Two runs of one thread make more words a second than two of two.

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 
 import mxnet as mx
 import numpy as np
+import pytest
 from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
 from noisin.cells import make_cells
 from noisin.config import Config
+from noisin.device import check_dtype
+from noisin.errors import UserError
 from noisin.model import make_model
 from noisin.noise import Noise, make_family
 
@@ -31,6 +34,21 @@ METHODS = {
     "learned additive": {"mode": "additive", "learned": True},
     "learned multiplicative": {"mode": "multiplicative", "learned": True},
 }
+
+
+def _multiplies_bfloat16():
+    try:
+        check_dtype("bfloat16", mx.cpu())
+    except UserError:
+        return False
+    return True
+
+
+MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
+needs_bfloat16 = pytest.mark.skipif(
+    not MULTIPLIES_BFLOAT16, reason="this processor has no AVX-512, without which MXNet multiplies no bfloat16"
+)
+DTYPES = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import needs_bfloat16
 from matplotlib.image import imread
 
 import benchmarks.__main__
@@ -128,6 +129,7 @@ def test_every_contender_makes_steps_in_bfloat16(monkeypatch):
     assert [entry["name"] for entry in found] == [contender.name for contender in contenders]
 
 
+@needs_bfloat16
 def test_the_limits_decoder_alone_has_operands_in_bfloat16(monkeypatch):
     multiply, seen = ours.mx.nd.FullyConnected, []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import make_language_model, random_states
+from helpers import make_language_model, needs_bfloat16, random_states
 
 from noisin import compiled, crossentropy
 from noisin.crossentropy import FusedLikelihood
@@ -104,6 +104,7 @@ def test_loss_states_and_gradients_are_those_of_the_plain_likelihood(cell, layer
     _compare(samples, hybrid, "float32", 1e-5, cell=cell, layers=layers, method=method, dropout_embedding=0.3)
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("method", ["none", "noisin*"])
 def test_in_bfloat16_too(method):
     _compare(3, True, "bfloat16", 2e-2, cell="rnn", method=method)

@@ -117,6 +117,15 @@ def test_what_has_its_records_needs_no_corpus(tmp_path, monkeypatch, capsys):
     assert "4 of 4 runs have their record" in output and "166.0" in output
 
 
+def test_a_dtype_that_the_processor_lacks_is_said_once_and_before_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("noisin.device.processor_features", lambda: {"avx2"})
+    assert main(["demo", "--dtype", "bfloat16", "--device", "cpu"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("experiments: error: dtype is 'bfloat16'") and captured.err.count("\n") == 1
+    assert "float32" in captured.err and captured.out == ""
+
+
 def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "options.json").touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone" / "python"))

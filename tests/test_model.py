@@ -13,6 +13,7 @@ from helpers import (
     forward_backward,
     freeze,
     make_language_model,
+    needs_bfloat16,
     numpy_unroll,
     random_states,
 )
@@ -309,6 +310,7 @@ def test_begin_state_is_zero_but_for_masks(method):
 # The decoder in bfloat16.
 
 
+@needs_bfloat16
 @each_method
 def test_bfloat16_decoder_agrees_with_float32(method):
     model, tokens = make_language_model(**OPTIONS[method]), random_tokens()

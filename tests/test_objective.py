@@ -7,7 +7,7 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import GRAPHS, freeze, make_language_model, random_states
+from helpers import GRAPHS, freeze, make_language_model, needs_bfloat16, random_states
 from mxnet import autograd
 
 from noisin.evaluation import Evaluator
@@ -126,6 +126,7 @@ def test_hybridized_equals_imperative_gradients_too(method, samples, hybrid):
         np.testing.assert_allclose(found, imperative, rtol=1e-4, atol=1e-5)
 
 
+@needs_bfloat16
 def test_bfloat16_loss_is_close_and_not_the_same():
     model = make_language_model()
     inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, B)

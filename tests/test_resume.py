@@ -12,22 +12,25 @@ from functools import partial
 
 import lives
 import pytest
+from helpers import MULTIPLIES_BFLOAT16
 from lives import Life
 
 import noisin
 from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 
-# Each method with either optimizer; every cell and dtype, learning rates that decay, two layers, two samples.
+# Each method with either optimizer; every cell, and dtype if the processor has it, learning rates that decay, two
+# layers, two samples.
+HALF = "--dtype bfloat16" if MULTIPLIES_BFLOAT16 else "--dtype float32"
 DECAY = "--decay 0.5 --decay-after 2"
 RUNS = {
     "none, adam": "--method none --optimizer adam",
-    "none, sgd": f"--method none --optimizer sgd --learning-rate 0.5 --cell lstm --dtype bfloat16 {DECAY}",
-    "dropout, adam": "--method dropout --optimizer adam --activation tanh --dtype bfloat16 --weight-decay 0.001",
+    "none, sgd": f"--method none --optimizer sgd --learning-rate 0.5 --cell lstm {HALF} {DECAY}",
+    "dropout, adam": f"--method dropout --optimizer adam --activation tanh {HALF} --weight-decay 0.001",
     "dropout, sgd": f"--method dropout --optimizer sgd --learning-rate 0.5 --cell lstm {DECAY}",
     "noisin, adam": "--method noisin --optimizer adam --cell gru --layers 2",
-    "noisin, sgd": f"--method noisin --optimizer sgd --learning-rate 0.1 --activation relu --dtype bfloat16 {DECAY}",
-    "noisin*, adam": "--method noisin* --optimizer adam --dtype bfloat16",
+    "noisin, sgd": f"--method noisin --optimizer sgd --learning-rate 0.1 --activation relu {HALF} {DECAY}",
+    "noisin*, adam": f"--method noisin* --optimizer adam {HALF}",
     "noisin*, sgd": f"--method noisin* --optimizer sgd --learning-rate 0.5 --cell lstm --samples 2 {DECAY}",
 }
 KILLS = 13  # of each at least: over a hundred

@@ -6,7 +6,7 @@ import sys
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import make_language_model
+from helpers import DTYPES, make_language_model
 from mxnet import autograd, gluon
 
 from noisin.config import Config
@@ -56,7 +56,7 @@ def test_a_gradient_below_the_limit_is_not_touched():
 
 
 @pytest.mark.parametrize("clip", [0.05, 50.0])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_options_of_a_configuration_reach_the_update(clip, dtype):
     config = Config(optimizer="sgd", learning_rate=0.3, weight_decay=0.1, clip=clip, dtype=dtype, **SMALL)
     model = make_language_model(method="none", layers=2)

@@ -1,12 +1,18 @@
-"""Where to compute: the CPU, or a GPU that MXNet can really use."""
+"""Where to compute: the CPU, or a GPU that MXNet can really use; and what the CPU cannot."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Set
 
 import mxnet as mx
 
 from noisin.errors import UserError
+
+# What oneDNN, by which MXNet multiplies matrices on a CPU, asks of a processor for bfloat16; without AVX512_BF16 or AMX
+# it is no faster than float32 there.
+_BFLOAT16_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def find_device(name: str = "auto") -> mx.Context:
@@ -34,6 +40,24 @@ def find_device(name: str = "auto") -> mx.Context:
     if problem:
         raise UserError(f"gpu:{index} cannot be used: {problem}; use --device cpu")
     return mx.gpu(index)
+
+
+def check_dtype(dtype: str, device: mx.Context) -> None:
+    """Raise UserError where MXNet has no matrix product with operands of this dtype: bfloat16 without AVX-512."""
+    if dtype == "bfloat16" and device.device_type == "cpu" and not _BFLOAT16_NEEDS <= processor_features():
+        raise UserError(
+            "dtype is 'bfloat16', which MXNet multiplies only on a processor with AVX-512, and this one has none: "
+            "take float32, which reaches the same perplexity"
+        )
+
+
+def processor_features() -> Set[str]:
+    """What this processor can do, in the words of Linux, as avx512_bf16; nothing where that is not said."""
+    try:
+        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(found[1].split()) if found else set()
 
 
 def device_name(device: mx.Context) -> str:

@@ -20,7 +20,7 @@ from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches
-from noisin.device import device_name
+from noisin.device import check_dtype, device_name
 from noisin.errors import UserError
 from noisin.evaluation import Evaluator
 from noisin.events import Events
@@ -73,9 +73,12 @@ def train(
     Raises
     ------
     UserError
-        If the directory holds a run of another configuration, is in use by another process, or cannot be written.
+        If the directory holds a run of another configuration, is in use by another process, or cannot be written; if
+        the device cannot multiply what `config` says.
     """
-    training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
+    device = device or mx.cpu()
+    check_dtype(config.dtype, device)  # refused, as too short a text is, before any file
+    training_batches(corpus.train, config.batch_size, config.unroll)
     directory = RunDirectory(run_directory)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
     with directory.held():
@@ -92,7 +95,7 @@ def train(
                 watcher.close()
             report(f"already {_summary_line(record)}")
             return record
-        return _Run(config, directory, corpus, device or mx.cpu(), report, progress, watcher).train()
+        return _Run(config, directory, corpus, device, report, progress, watcher).train()
 
 
 class _Run:
