@@ -72,7 +72,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="of the runs those with these options, as layers=2,activation=tanh,gamma=0.4 (default: all)",
     )
     parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the decoder's product (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the decoder's product; bfloat16 needs a processor with AVX-512 (default: float32)",
+    )
     parser.add_argument("--jobs", type=positive, help="runs side by side on this machine (default: 1)")
     parser.add_argument(
         "--scheduler",

@@ -303,6 +303,19 @@ def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_lines_without_markers(tmp_path, drawn):
+    several = [
+        record_of(GAMMA.configs(seeds=[seed], dtype=dtype)[0]) for seed, dtype in ((1, "bfloat16"), (2, "float32"))
+    ]
+    alone = record_of(GAMMA.configs()[1])
+    validation_panels({"panel": [*several, alone], "other": several[:1]}, tmp_path / "panels.png")
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["NOISIN γ=0.1", "NOISIN γ=0.2"]
+    assert [line.get_marker() for line in legend.get_lines()] == ["^", "^"]
+    markers = [[line.get_marker() for line in axes.get_lines()] for axes in drawn[0].axes]
+    assert markers == [["", "*", "", "*", "^", "*"], ["^", "*"]]
+
+
 def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     (tmp_path / "figure2").mkdir()
     own = FIGURE2.configs(["none"], [5], dtype="bfloat16")[0]

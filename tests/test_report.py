@@ -818,3 +818,4 @@ def test_many_seeds_share_an_entry_of_the_legend_and_keep_their_curves(tmp_path,
     axes = drawn[1].axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["deterministic", "variational dropout"]
     assert len(axes.get_lines()) == 8
+    assert {line.get_marker() for line in axes.get_lines()} == {""}  # which would hide one another

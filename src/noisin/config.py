@@ -121,7 +121,10 @@ class Config:
     )
     seed: int = option(1, "of the weights and all noise", low=0, high=2**31 - 1, group="training")
     dtype: str = option(
-        "float32", "of the decoder's product in training", choices=("float32", "bfloat16"), group="training"
+        "float32",
+        "of the decoder's product in training; bfloat16 needs a processor with AVX-512",
+        choices=("float32", "bfloat16"),
+        group="training",
     )
     eval_batch_size: int = option(10, "columns a split is cut into for evaluation", low=1, high=1e5, group="evaluation")
     eval_samples: int = option(

@@ -29,6 +29,8 @@ SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 2.6, "alpha": 0.5},
     {"linewidth": 0.8, "alpha": 0.5, "markerfacecolor": "white", "markersize": 5},
 )
+# Of several seeds of one variant: the lines alone, or the markers would hide one another.
+SEEDS: Dict[str, Any] = {"marker": "", "linewidth": 1.0}
 # Of runs that share a method: the same author's colours; dashes for the layers.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -121,7 +123,7 @@ def _single() -> Tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-# More runs than this share a legend's entry with those that differ from them by the seed alone.
+# More runs than this share a legend's entry, and a look, with those that differ from them by seed or dtype alone.
 CROWD = 6
 # Title of a panel, and how many times the highest minimum it shows.
 PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
@@ -135,12 +137,10 @@ def _panel(
     among: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     title, headroom = PANELS[key]
-    named = set()
-    for record in _by_method(records):
-        label = _label(record, records, seeds=len(records) <= CROWD)
-        shown = "_" + label if label in named else label  # a name with _ is not in the legend
-        _curve(axes, record, key, shown, _shade(record, among or records))
-        named.add(label)
+    labels = [_label(record, records, seeds=len(records) <= CROWD) for record in _by_method(records)]
+    for index, (record, label) in enumerate(zip(_by_method(records), labels)):
+        shown = "_" + label if label in labels[:index] else label  # a name with _ is not in the legend
+        _curve(axes, record, key, shown, _shade(record, among or records), alone=labels.count(label) == 1)
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:
@@ -164,12 +164,14 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
     every = _by_method([record for records in panels.values() for record in records])
-    legend: Dict[str, Any] = dict.fromkeys(_label(record, every, seeds=False) for record in every)
+    legend = {
+        _label(record, every, seeds=False): Line2D([], [], **_look(record, _shade(record, every))) for record in every
+    }
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
-        for record in _by_method(records):
-            label = _label(record, every, seeds=False)
-            legend[label] = _curve(axes, record, "valid_ppl", label, _shade(record, every))
+        labels = [_label(record, every, seeds=False) for record in _by_method(records)]
+        for record, label in zip(_by_method(records), labels):
+            _curve(axes, record, "valid_ppl", label, _shade(record, every), alone=labels.count(label) == 1)
         _label_axes(axes, textwrap.fill(name, 44))
         if records:
             axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # the same, to be compared
@@ -268,15 +270,20 @@ def _strengths(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     return [strength for index, strength in enumerate(found) if strength not in found[:index]]
 
 
-def _curve(axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any]) -> Any:
-    """One run's curve, with a star at its best epoch on validation."""
+def _look(record: Mapping[str, Any], shade: Mapping[str, Any]) -> Dict[str, Any]:
+    return {**STYLES[record["method"]], "markersize": 3.5, **shade}
+
+
+def _curve(
+    axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any], alone: bool = True
+) -> None:
+    """One run's curve, with a star at its best epoch on validation; plainer where it is one of several seeds."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
-    style: Dict[str, Any] = {**STYLES[record["method"]], "markersize": 3.5, "label": label, **shade}
-    (line,) = axes.plot(epochs, [entry[key] for entry in record["epochs"]], **style)
+    style = {**_look(record, shade), **({} if alone else SEEDS)}
+    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, **style)
     if key == "valid_ppl" and record["best_epoch"]:
-        star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12, "zorder": 3}
+        star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12 if alone else 7, "zorder": 3}
         axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
-    return line
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -288,6 +295,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
+    """What tells a run from the others: its method, gamma or rates, and if `seeds` its seed and dtype too."""
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
     if len(_strengths(record, records)) > 1:
@@ -295,7 +303,7 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seed
         label += f" {name}{', '.join(f'{value:g}' for value in _strength(record))}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
-    if len({other.get("dtype") for other in twins}) > 1:
+    if seeds and len({other.get("dtype") for other in twins}) > 1:
         label += f" {record.get('dtype')}"
     return label
 
