@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.claims import APART, CLAIMS, Evidence, Judgement
 from experiments.declared import Case, Experiment
 from experiments.runs import PAPER_NAMES, Mention, Run
-from experiments.tables import COLUMNS, NOT_RUN, RATES_COLUMN, Line, cells
+from experiments.tables import COLUMNS, NOT_RUN, VARIANTS, Line, cells
 
 STYLE = Path(__file__).resolve().parent / "page.css"
 # The browser, too, is told to load nothing: a string that slipped through could not fetch or run anything.
@@ -246,7 +246,7 @@ def _experiment(section: Section) -> str:
     rivals = {line.method for line in section.lines if line.rivals}
     caption = "Perplexity a word, ours beside the published; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
-    caption += f" Dropout's {RATES_COLUMN}." if "dropout" in rivals else ""
+    caption += "".join(f" {PAPER_NAMES[method]}'s {VARIANTS[method]}." for method in VARIANTS if method in rivals)
     titled = [(escape(title), rows) for title, rows in groups.items()]
     parts = [] if section.overview is None else [_overview(name, section.overview)]
     parts += [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
@@ -272,7 +272,8 @@ def table_row(line: Line) -> List[Cell]:
     """One line of an experiment's table as the page shows it; perplexities of ours lead to the run."""
     shown = cells(line)
     star = ' <span title="chosen by validation">★</span>' if line.rivals and line.chosen else ""
-    strength = f' <span title="{RATES_COLUMN}">{escape(shown[RATES_COLUMN])}</span>' if RATES_COLUMN in shown else ""
+    variant = VARIANTS.get(line.method, "")
+    strength = f' <span title="{variant}">{escape(shown[variant])}</span>' if variant in shown else ""
     row = [Cell(escape(shown["method"]) + strength + star)]
     for column in COLUMNS:
         value = shown.get(column, "-")

@@ -78,6 +78,8 @@ def cells(line: Line) -> Dict[str, str]:
         shown["chosen"] = "-" if run is None else _choice(line)
         if line.method == "dropout":
             shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.config))
+        if line.method == "noisin*":
+            shown[BOUND_COLUMN] = f"{line.config.lower_bound:g}"
         if line.method == "noisin":
             shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
     beside = "-" if published is None else number(published)
@@ -102,13 +104,15 @@ def _choice(line: Line) -> str:
 
 
 RATES_COLUMN = "rates: inputs, states, outputs, embedding"
+BOUND_COLUMN = "lower bound"
+VARIANTS = {"dropout": RATES_COLUMN, "noisin*": BOUND_COLUMN}  # what tells a method's variants apart, beside gamma
 COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "published", "status")
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
     shown = [cells(line) for line in found]
-    among_rivals = [name for name in ("chosen", RATES_COLUMN) if any(name in row for row in shown)]
+    among_rivals = [name for name in ("chosen", *VARIANTS.values()) if any(name in row for row in shown)]
     columns = [name for name in COLUMNS if experiment.published or name != "published"]
     names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
     return pd.DataFrame(shown, columns=names).fillna("-")
@@ -169,6 +173,7 @@ EXACT = (
     "method",
     "gamma",
     "rates",
+    "lower_bound",
     "seed",
     "dtype",
     "best_epoch",
@@ -191,6 +196,8 @@ def _values(line: Line) -> Dict[str, Any]:
     row.update(published=line.case.paper.get(line.method), status=NOT_RUN)
     if line.config is not None and line.method == "dropout":
         row["rates"] = " ".join(map(repr, rates(line.config)))  # as `RATES_COLUMN` says
+    if line.config is not None and line.method == "noisin*":
+        row["lower_bound"] = line.config.lower_bound
     if line.config is not None and line.method == "noisin":
         row["gamma"] = " ".join(map(repr, line.config.layer_gammas()))
     if line.run is not None:

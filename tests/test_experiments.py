@@ -20,12 +20,12 @@ from helpers import make_up_record
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, draw_against_paper, find_record, load_records
 from experiments.runner import RunsFailed, run_grid
-from experiments.runs import choose, load_runs, run_of, runs_of
+from experiments.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
 from noisin.config import METHODS, Config, config_from_dict
@@ -244,10 +244,12 @@ def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_tables_and_curves_tell_all_variants_of_a_method_apart(experiment):
-    told_apart = {"gamma", *(f"dropout_{place}" for place in ("inputs", "states", "outputs", "embedding"))}
+    by_curves = {"gamma", *(f"dropout_{place}" for place in ("inputs", "states", "outputs", "embedding"))}
+    by_tables = {*by_curves, "lower_bound"}
     for variants in experiment.methods.values():
-        differing = {name for one in variants for two in variants for name in one if one.get(name) != two.get(name)}
-        assert differing <= told_apart
+        for one, two in itertools.combinations(variants, 2):
+            differing = {name for name in {**one, **two} if one.get(name) != two.get(name)}
+            assert differing <= by_tables and differing & by_curves
 
 
 def test_an_option_that_does_not_act_makes_no_other_run():
@@ -506,6 +508,17 @@ def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked
     assert list(exact(found)["rates"]) == ["0.05 0.05 0.05 0.025", "0.1 0.1 0.1 0.05", "0.2 0.2 0.2 0.1"]
     page = "".join(table_row(line)[0].html for line in found)
     assert all(rates in page for rates in table["rates: inputs, states, outputs, embedding"])
+
+
+def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validates_best_is_marked():
+    runs = [run_of(record_of(config)) for config in LOWER_BOUND.configs()[:2]]  # of the first case
+    runs[1].record["valid_ppl"] = 10.0
+    found = [line for line in lines(LOWER_BOUND, runs) if line.run]
+    table = frame(LOWER_BOUND, found)
+    assert list(table["lower bound"]) == ["0.1", "0.316"] and list(table["chosen"]) == ["no", "yes"]
+    assert list(exact(found)["lower_bound"]) == [0.1, 0.316]
+    assert 'title="lower bound">0.316<' in table_row(found[1])[0].html
+    assert choose(candidates(TABLE2, TABLE2.cases[1], runs), "noisin*").config.lower_bound == 0.316
 
 
 def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, drawn):
