@@ -104,6 +104,11 @@ def test_loss_states_and_gradients_are_those_of_the_plain_likelihood(cell, layer
     _compare(samples, hybrid, "float32", 1e-5, cell=cell, layers=layers, method=method, dropout_embedding=0.3)
 
 
+@pytest.mark.parametrize("method", ["none", "dropout", "noisin", "noisin*"])
+def test_with_a_decoder_that_is_tied_to_the_embedding(method):
+    _compare(3, True, "float32", 1e-5, cell="lstm", method=method, dropout_embedding=0.3, embedding=5, decoder="tied")
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("method", ["none", "noisin*"])
 def test_in_bfloat16_too(method):

@@ -21,7 +21,8 @@ from mxnet import autograd
 
 from noisin.cells import NoisyCell, VariationalDropoutCell
 from noisin.config import Config
-from noisin.model import make_model
+from noisin.errors import UserError
+from noisin.model import LanguageModel, make_model
 from noisin.noise import Gamma
 from noisin.training import initial_model
 
@@ -149,6 +150,49 @@ def test_gradients_match_finite_differences(method):
     assert_gradients_match_finite_differences(Predictions(model, T), tokens, states, constants=["inputs"])
 
 
+# A decoder tied to the embedding.
+
+TIED = {"decoder": "tied", "embedding": HIDDEN}
+
+
+@each_method
+def test_a_tied_decoder_predicts_as_one_of_its_own_with_the_same_weights_and_has_the_gradient_of_both(method):
+    options, tokens, found = {"cell": "lstm", **OPTIONS[method], **TIED}, random_tokens(), []
+    tied, untied = make_language_model(**options), make_language_model(**{**options, "decoder": "own"})
+    for name, parameter in tied.collect_params().items():
+        untied.collect_params()[name].set_data(parameter.data())
+    untied.decoder_weight.set_data(tied.embedding_weight.data())
+    states = random_states(tied, B)
+    for model in (tied, untied):
+        block = Predictions(model, T)
+        block.hybridize(static_alloc=True, static_shape=True)
+        found.append(forward_backward(block, tokens, states, constants=["inputs"]))
+    shared, apart = found
+    use = "gradient of model_embedding_weight"
+    apart[use] = apart[use] + apart.pop("gradient of model_decoder_weight")
+    assert_same(shared, apart)
+
+
+@each_method
+def test_the_gradients_of_a_tied_decoder_match_finite_differences(method):
+    model = make_language_model(**{**OPTIONS[method], **TIED})
+    states = random_states(model, B, "float64")
+    model.cast("float64")
+    assert_gradients_match_finite_differences(Predictions(model, T), random_tokens(), states, constants=["inputs"])
+
+
+def test_a_tied_decoder_has_a_bias_of_its_own_alone_and_needs_an_embedding_of_its_size():
+    count = [
+        sum(p.data().size for p in make_language_model(decoder=decoder, embedding=0).collect_params().values())
+        for decoder in ("own", "tied")
+    ]
+    assert count[0] - count[1] == V * HIDDEN
+    with pytest.raises(UserError, match="embedding is 4 and hidden 5: a tied decoder"):
+        Config(decoder="tied", embedding=4, hidden=5)
+    with pytest.raises(ValueError, match="embedding is 4 and hidden 5"):
+        LanguageModel(V, make_language_model().cells, embedding=4, hidden=5, tied=True)
+
+
 # What each configuration builds.
 
 
@@ -212,8 +256,6 @@ def test_weights_are_the_same_whatever_the_method():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_impossible_embedding_dropout_is_refused(rate):
-    from noisin.model import LanguageModel
-
     with pytest.raises(ValueError, match=f"dropout rate of the embedding is {rate}"):
         LanguageModel(V, make_language_model().cells, EMBEDDING, HIDDEN, embedding_dropout=rate)
 

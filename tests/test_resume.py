@@ -19,12 +19,12 @@ import noisin
 from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 
-# Each method with either optimizer; every cell, and dtype if the processor has it, learning rates that decay, two
-# layers, two samples.
+# Each method with either optimizer; every cell, and dtype if the processor has it, a tied decoder, learning rates that
+# decay, two layers, two samples.
 HALF = "--dtype bfloat16" if MULTIPLIES_BFLOAT16 else "--dtype float32"
 DECAY = "--decay 0.5 --decay-after 2"
 RUNS = {
-    "none, adam": "--method none --optimizer adam",
+    "none, adam": "--method none --optimizer adam --decoder tied",
     "none, sgd": f"--method none --optimizer sgd --learning-rate 0.5 --cell lstm {HALF} {DECAY}",
     "dropout, adam": f"--method dropout --optimizer adam --activation tanh {HALF} --weight-decay 0.001",
     "dropout, sgd": f"--method dropout --optimizer sgd --learning-rate 0.5 --cell lstm {DECAY}",

@@ -62,6 +62,9 @@ class Config:
     layers: int = option(1, "recurrent layers (paper: 1 and 2)", low=1, high=64)
     hidden: int = option(256, "units in each layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
     embedding: int = option(0, "size of the word embedding; 0: as hidden (paper: not stated)", low=0, high=1e5)
+    decoder: str = option(
+        "own", "the decoder's weights: its own, or tied to the embedding's (paper: not stated)", choices=("own", "tied")
+    )
     recurrent_init: str = option(
         "orthogonal",
         "initial hidden-to-hidden weights (paper: plays 'a very big role', not stated)",
@@ -143,6 +146,10 @@ class Config:
             object.__setattr__(self, entry.name, _with_floats(entry, getattr(self, entry.name)))
         if self.cell == "rnn" and self.activation is None:
             raise UserError("activation is missing: an rnn cell needs tanh, sigmoid or relu")
+        if self.decoder == "tied" and self.embedding not in (0, self.hidden):
+            raise UserError(
+                f"embedding is {self.embedding} and hidden {self.hidden}: a tied decoder needs both of one size"
+            )
         try:
             make_family(self.noise, **self.noise_parameters)
         except ValueError as error:

@@ -35,6 +35,13 @@ class LanguageModel(HybridBlock):
         Rate at which whole word types are dropped, by one mask a sequence.
     init_scale : float, default 0.1
         Half-width of the uniform distribution that embedding and decoder start from.
+    tied : bool, default False
+        Whether V is the embedding's matrix, whose gradient is then the sum over both uses (Press and Wolf, 2017).
+
+    Raises
+    ------
+    ValueError
+        If a rate is out of range, or a tied decoder's hidden state is not of the embedding's size.
 
     Inputs:
         - **tokens**: (B,) token ids: a call is one step, as with a cell; `unroll` takes a sequence.
@@ -54,12 +61,15 @@ class LanguageModel(HybridBlock):
         input_noise: Optional[Noise] = None,
         embedding_dropout: float = 0.0,
         init_scale: float = 0.1,
+        tied: bool = False,
         prefix: Optional[str] = None,
         params: Any = None,
     ) -> None:
         super().__init__(prefix=prefix, params=params)
         if not 0 <= embedding_dropout < 1:
             raise ValueError(f"dropout rate of the embedding is {embedding_dropout}: it must be from 0 to below 1")
+        if tied and embedding != hidden:
+            raise ValueError(f"embedding is {embedding} and hidden {hidden}: a tied decoder needs both of one size")
         self.vocabulary_size = vocabulary_size
         self._embedding_dropout = embedding_dropout
         self._embedding = embedding
@@ -71,7 +81,11 @@ class LanguageModel(HybridBlock):
             self.embedding_weight = self.params.get(
                 "embedding_weight", shape=(vocabulary_size, embedding), init=uniform
             )
-            self.decoder_weight = self.params.get("decoder_weight", shape=(vocabulary_size, hidden), init=uniform)
+            self.decoder_weight = (
+                self.embedding_weight
+                if tied
+                else self.params.get("decoder_weight", shape=(vocabulary_size, hidden), init=uniform)
+            )
             self.decoder_bias = self.params.get("decoder_bias", shape=(vocabulary_size,), init="zeros")
 
     @property
@@ -203,5 +217,6 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         input_noise=noise(config.input_gamma, "input") if noisy and config.input_gamma else None,
         embedding_dropout=config.dropout_embedding if config.method == "dropout" else 0.0,
         init_scale=config.init_scale,
+        tied=config.decoder == "tied",
         prefix="model_",
     )
