@@ -510,7 +510,7 @@ def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked
     assert all(rates in page for rates in table["rates: inputs, states, outputs, embedding"])
 
 
-def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validates_best_is_marked():
+def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validates_best_is_marked(tmp_path, drawn):
     runs = [run_of(record_of(config)) for config in LOWER_BOUND.configs()]
     runs[1].record["valid_ppl"] = 10.0
     found = [line for line in lines(LOWER_BOUND, runs) if line.run]
@@ -519,6 +519,11 @@ def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validat
     assert list(exact(found)["lower_bound"]) == [0.1, 0.316]
     assert 'title="lower bound">0.316<' in table_row(found[1])[0].html
     assert choose(candidates(TABLE2, TABLE2.cases[4], runs), "noisin*").config.lower_bound == 0.316
+    draw(LOWER_BOUND, [run.record for run in runs], tmp_path / "curves.png")
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == [
+        f"NOISIN* (learned γ) γ from {gamma}, bound {bound}" for gamma, bound in ((0.3, 0.1), (0.5, 0.316))
+    ]
 
 
 def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, drawn):

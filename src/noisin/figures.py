@@ -299,8 +299,10 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seed
     twins = [other for other in records if other["method"] == record["method"]]
     label = LABELS[record["method"]]
     if len(_strengths(record, records)) > 1:
-        name = "" if record["method"] == "dropout" else "γ="
+        name = {"dropout": "", "noisin": "γ=", "noisin*": "γ from "}[record["method"]]
         label += f" {name}{', '.join(f'{value:g}' for value in _strength(record))}"
+    if record["method"] == "noisin*" and len({other["config"]["lower_bound"] for other in twins}) > 1:
+        label += f", bound {record['config']['lower_bound']:g}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
     if seeds and len({other.get("dtype") for other in twins}) > 1:
