@@ -10,8 +10,8 @@ import mxnet as mx
 
 from noisin.errors import UserError
 
-# What oneDNN, by which MXNet multiplies matrices on a CPU, asks of a processor for bfloat16; without AVX512_BF16 or AMX
-# it is no faster than float32 there.
+# What oneDNN, by which MXNet multiplies matrices on a CPU, asks of a processor for bfloat16; to be faster than float32
+# it takes AVX512_BF16 or AMX besides.
 _BFLOAT16_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
