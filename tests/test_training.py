@@ -322,6 +322,18 @@ def test_a_test_perplexity_that_is_not_finite_is_null_in_the_record(tmp_path, co
     assert lines[-1].startswith("finished: best epoch 1, valid ") and "not finite averaged over 3" in lines[-1]
 
 
+def test_a_dtype_that_the_device_lacks_keeps_no_finished_run_from_being_shown(tmp_path, corpus, monkeypatch):
+    def lacks(*_):
+        raise UserError("no such product")
+
+    record = run(Config(**SMALL), tmp_path / "finished", corpus)
+    monkeypatch.setattr(training, "check_dtype", lacks)
+    assert run(Config(**SMALL), tmp_path / "finished", corpus) == record
+    with pytest.raises(UserError, match="no such product"):
+        run(Config(**SMALL), tmp_path / "new", corpus)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_finished_run_without_its_record_is_tested_again_and_not_trained_again(tmp_path, corpus, monkeypatch):
     record = run(Config(**SMALL), tmp_path, corpus)
     (tmp_path / "record.json").unlink()

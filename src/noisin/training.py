@@ -76,10 +76,10 @@ def train(
         If the directory holds a run of another configuration, is in use by another process, or cannot be written; if
         the device cannot multiply what `config` says.
     """
-    device = device or mx.cpu()
-    check_dtype(config.dtype, device)  # refused, as too short a text is, before any file
-    training_batches(corpus.train, config.batch_size, config.unroll)
-    directory = RunDirectory(run_directory)
+    device, directory = device or mx.cpu(), RunDirectory(run_directory)
+    training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
+    if not directory.record_path.exists():  # a finished run multiplies nothing any more
+        check_dtype(config.dtype, device)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
     with directory.held():
         identity = {"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__}
