@@ -96,8 +96,8 @@ bench: $(READY) ## time training steps against the limit of the matrix products 
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(READY) ## run the tests, in two processes
-	@$(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+test: $(READY) ## run the tests
+	@$(PY) -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(READY) ## ruff (rules and format) and mypy
