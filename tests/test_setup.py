@@ -26,7 +26,7 @@ ENV = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("MAKE", "DMLC_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "MFLAGS"))
-    and name not in ("EPOCHS", "METHODS", "SEEDS", "ONLY", "JOBS", "DEVICE", "DTYPE", "ARGS")
+    and name not in ("EPOCHS", "METHODS", "SEEDS", "ONLY", "JOBS", "DEVICE", "DTYPE", "ARGS", "PYTEST_ARGS")
 }
 ENV["PYTHONPATH"] = str(ROOT / "src")
 
