@@ -57,6 +57,8 @@ class Experiment:
         One, or several that differ in some options.
     searches : sequence of Experiment
         Experiments in some of these cases whose variants stand for a method where they validate better.
+    earlier : mapping
+        As `methods`: variants that have records and are shown, but are not run any more.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Experiment:
     methods: Mapping[str, Sequence[Mapping[str, Any]]]
     cases: Sequence[Case] = (Case(),)
     searches: Sequence[Experiment] = ()
+    earlier: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def short_title(self) -> str:
@@ -95,12 +98,24 @@ class Experiment:
         for method in methods:
             if method not in self.methods:
                 raise UserError(f"method is '{method}': {self.name} has {', '.join(self.methods)}")
+        return self._configs({method: self.methods[method] for method in methods}, seeds, narrowing)
+
+    def shown_configs(self) -> List[Config]:
+        """The runs that belong to the experiment, of seed 1: what `configs` has, and what was run earlier."""
+        return self.configs() + self._configs(self.earlier, (1,), {})
+
+    def _configs(
+        self,
+        methods: Mapping[str, Sequence[Mapping[str, Any]]],
+        seeds: Sequence[int],
+        narrowing: Mapping[str, Any],
+    ) -> List[Config]:
         found = [
             config_from_dict({**self.setting, **case.options, **variant, **narrowing, "method": method, "seed": seed})
             for seed in seeds
             for case in self.cases
-            for method in methods
-            for variant in self.methods[method]
+            for method, variants in methods.items()
+            for variant in variants
         ]
         return list({config.digest: config for config in found}.values())  # cases share what their options do not reach
 
@@ -113,6 +128,14 @@ DROPOUT: Dict[str, Any] = {
     "dropout_embedding": 0.05,
     "weight_decay": 1e-7,
 }
+
+
+def _of_every_layer(rates: Mapping[str, Any]) -> Dict[str, Any]:
+    """Dropout with an output mask on every layer: what two-layer dropout was until it became Gal and Ghahramani's."""
+    return {**rates, "dropout_output_layers": "every"}
+
+
+EARLIER = {"dropout": [_of_every_layer(DROPOUT)]}
 
 DEMO = Experiment(
     name="demo",
@@ -176,21 +199,21 @@ GAMMA = Experiment(
     cases=SEARCHED,
 )
 
+_RATES = [
+    {
+        **{f"dropout_{place}": rate for place in ("inputs", "states", "outputs")},
+        "dropout_embedding": rate / 2,
+        "weight_decay": DROPOUT["weight_decay"],
+    }
+    for rate in (0.05, 0.1, 0.2)
+]
 RATES = Experiment(
     name="rates",
     title="Choosing dropout's rates, Penn Treebank: RNNs of 256 units a layer",
     setting=FIGURE2.setting,
-    methods={
-        "dropout": [
-            {
-                **{f"dropout_{place}": rate for place in ("inputs", "states", "outputs")},
-                "dropout_embedding": rate / 2,
-                "weight_decay": DROPOUT["weight_decay"],
-            }
-            for rate in (0.05, 0.1, 0.2)
-        ]
-    },
+    methods={"dropout": _RATES},
     cases=SEARCHED,
+    earlier={"dropout": list(map(_of_every_layer, _RATES))},
 )
 
 # The paper adds 0.1 to a learned standard deviation, as is done here, and calls that a bound on the variance. The other
@@ -224,6 +247,7 @@ TABLE2 = Experiment(
         _table2_case(2, "relu", 171.0, 165.9, 168.5, 165.0),
     ],
     searches=(GAMMA, RATES, LOWER_BOUND),
+    earlier=EARLIER,
 )
 
 INITIALISATION = Experiment(
@@ -241,6 +265,7 @@ IDENTITY = Experiment(
     setting={**TABLE2.setting, "recurrent_init": "identity"},
     methods=TABLE2.methods,
     cases=[case for case in TABLE2.cases if case.options["activation"] == "tanh"],
+    earlier=EARLIER,
 )
 
 TABLE3 = Experiment(
@@ -269,6 +294,7 @@ TABLE3 = Experiment(
         "noisin*": [{"gamma": [0.3], "lower_bound": 0.1}],  # "we added a constant of 0.1"
     },
     cases=[Case({}, {"none": 105.8, "noisin*": 104.7})],
+    earlier=EARLIER,
 )
 
 # A published number to check our LSTM and its training with; the setting is stated in full, and the paper follows it on
@@ -279,6 +305,7 @@ ZAREMBA = Experiment(
     setting={**TABLE3.setting, "corpus": "ptb", "batch_size": 20, "unroll": 20},
     methods=TABLE3.methods,
     cases=[Case({}, {"none": 114.5})],
+    earlier=EARLIER,
 )
 
 # How much of Zaremba et al.'s perplexity TABLE3's batch (which the paper states) and unroll (which it does not) cost.

@@ -8,7 +8,8 @@ from typing import Sequence, Tuple
 from benchmarks import report
 from experiments.claims import judge, margin_of, seed_deviations
 from experiments.declared import EXPERIMENTS, Experiment
-from experiments.records import RESULTS, draw, draw_against_paper
+from experiments.records import RESULTS, draw
+from experiments.report import draw_against_paper
 from experiments.runs import Run, load_runs, runs_of
 from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame, verdicts_frame
 from noisin.errors import UserError
@@ -113,11 +114,11 @@ def update_readme() -> None:
     """Draw the figures anew and rewrite the sections."""
     runs = load_runs()
     for experiment in EXPERIMENTS.values():
-        records = [run.record for run in runs_of(experiment, runs)]
-        if records:
-            draw(experiment, records, RESULTS / experiment.name / "curves.png")
-        if records and experiment.published:
-            draw_against_paper(experiment, records, RESULTS / experiment.name / "against-paper.png")
+        own = runs_of(experiment, runs)
+        if own:
+            draw(experiment, [run.record for run in own], RESULTS / experiment.name / "curves.png")
+        if own and experiment.published:
+            draw_against_paper(experiment, own, RESULTS / experiment.name / "against-paper.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     text = README.read_text(encoding="utf-8")
     for name, section in SECTIONS.items():

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from experiments.declared import Case, Experiment
-from noisin.config import Config, config_from_dict
+from noisin.config import Config, recorded_config
 from noisin.errors import UserError
-from noisin.figures import against_paper, figure2, validation_panels
+from noisin.figures import figure2, validation_panels
 from noisin.record import check_record, read_record, write_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -29,14 +29,14 @@ def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[D
     """The record of the run of this configuration, or None."""
     for record in records:
         # Not the file's name: an option that is new since then has its default in the record's configuration.
-        if config_from_dict(record["config"]) == config:
+        if recorded_config(record["config"]) == config:
             return record
     return None
 
 
 def with_defaults(record: Mapping[str, Any]) -> Dict[str, Any]:
     """The record with all options in its configuration: one that is new since then has its default."""
-    return {**record, "config": config_from_dict(record["config"]).to_dict()}
+    return {**record, "config": recorded_config(record["config"]).to_dict()}
 
 
 def floor_of(records: Iterable[Mapping[str, Any]]) -> Optional[float]:
@@ -69,24 +69,4 @@ def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Pat
 
 
 def _covers(case: Case, record: Mapping[str, Any]) -> bool:
-    return case.covers(config_from_dict(record["config"]))
-
-
-def draw_against_paper(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The test perplexities of an experiment's runs beside the paper's, for one that has such numbers."""
-    panels = {
-        case.title: [
-            {
-                "method": method,
-                "paper": case.paper.get(method),
-                "runs": [
-                    record["test_ppl"]
-                    for record in records
-                    if record["method"] == method and record["test_ppl"] and _covers(case, record)
-                ],
-            }
-            for method in experiment.methods
-        ]
-        for case in experiment.cases
-    }
-    against_paper(panels, path, experiment.title)
+    return case.covers(recorded_config(record["config"]))

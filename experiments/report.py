@@ -15,8 +15,8 @@ from benchmarks import report as speed
 from experiments.claims import judge
 from experiments.declared import EXPERIMENTS, Case, Experiment
 from experiments.page import Overview, Picture, Section, Speed, page
-from experiments.records import RESULTS, draw_against_paper, floor_of, with_defaults
-from experiments.runs import PAPER_NAMES, Run, load_runs, number, runs_of, runs_of_case
+from experiments.records import RESULTS, floor_of, with_defaults
+from experiments.runs import ESTIMATORS, PAPER_NAMES, Run, in_case, load_runs, number, runs_of, runs_of_case
 from experiments.tables import (
     Line,
     claims_frame,
@@ -80,7 +80,7 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
 
 def _overview(experiment: Experiment, runs: Sequence[Run], out: Path) -> Overview:
     """Write the table of one row a case, and keep it for the page."""
-    title = f"{experiment.title}: clean / averaged (published)"
+    title = f"{experiment.title}: clean / limit (published)"
     shown = summary_frame(experiment, runs)
     return Overview(summary(experiment, runs), _tables(f"{experiment.name}-summary", title, shown, shown, out))
 
@@ -97,10 +97,30 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
     return contents
 
 
+def draw_against_paper(experiment: Experiment, runs: Sequence[Run], path: Path) -> None:
+    """Draw the test perplexities of an experiment's runs beside the paper's, for one that has such numbers."""
+    panels = {
+        case.title: [
+            {
+                "method": method,
+                "paper": case.paper.get(method),
+                "runs": [
+                    {estimator: run.test(estimator) for estimator in ESTIMATORS}
+                    for run in in_case(case, runs)
+                    if run.config.method == method
+                ],
+            }
+            for method in experiment.methods
+        ]
+        for case in experiment.cases
+    }
+    figures.against_paper(panels, path, experiment.title)
+
+
 def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path) -> Picture:
     """Write the picture of an experiment's test perplexities and the published ones."""
     path = out / f"{experiment.name}-against-paper.svg"
-    draw_against_paper(experiment, [line.run.record for line in found if line.run], path)
+    draw_against_paper(experiment, [line.run for line in found if line.run], path)
     return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
 
 

@@ -12,13 +12,16 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from experiments.declared import Case, Experiment
 from experiments.records import RESULTS
-from noisin.config import Config, config_from_dict
+from noisin.config import Config, recorded_config
 from noisin.errors import UserError
+from noisin.objective import approximate_limit
 from noisin.record import read_record
 
 # As the paper's tables call them.
 PAPER_NAMES = {"none": "None", "dropout": "Dropout", "noisin": "NOISIN", "noisin*": "NOISIN*"}
-ESTIMATORS = ("clean", "averaged")
+# What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
+ESTIMATORS = ("clean", "limit")
+APPROXIMATE = "≈"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +55,32 @@ class Run:
         return math.inf if self.record["valid_ppl"] is None else self.record["valid_ppl"]
 
     def test(self, estimator: str) -> float:
-        """Test perplexity; infinite where a diverged run has none, or it was not finite."""
-        value = (self.record["test_ppl"] or {}).get(estimator)
+        """Test perplexity; infinite where a diverged run has none, or it was not finite.
+
+        Parameters
+        ----------
+        estimator : {'clean', 'bound', 'averaged', 'limit'}
+            The last is the limit of `averaged` for infinitely many samples.
+        """
+        test = self.record["test_ppl"] or {}
+        if estimator == "limit" and self.approximate:
+            return approximate_limit(self.test("bound"), self.test("averaged"), test["samples"])
+        value = test.get("averaged_limit" if estimator == "limit" else estimator)
         return math.inf if value is None else value
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the limit has to be estimated from `bound` and `averaged`, as in records older than its jackknife."""
+        return bool(self.record["test_ppl"]) and "averaged_limit" not in self.record["test_ppl"]
+
+    def shown(self, estimator: str) -> str:
+        """Test perplexity as the tables show it, with `APPROXIMATE` before an estimated limit."""
+        return _marked(self.test(estimator), estimator == "limit" and self.approximate and self.stochastic)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its test was averaged over samples."""
+        return (self.record["test_ppl"] or {}).get("samples", 1) > 1
 
     @cached_property
     def variant(self) -> str:
@@ -69,7 +95,7 @@ def variant_of(config: Config) -> str:
 
 def run_of(record: Mapping[str, Any], file: str = "", anchor: str = "") -> Run:
     """The run that left this record."""
-    return Run(record, config_from_dict(record["config"]), file, anchor)
+    return Run(record, recorded_config(record["config"]), file, anchor)
 
 
 def load_runs(folder: Path = RESULTS) -> List[Run]:
@@ -107,7 +133,7 @@ def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
 
     Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
     """
-    declared = set(map(variant_of, experiment.configs()))
+    declared = set(map(variant_of, experiment.shown_configs()))
     return [run for run in runs if run.variant in declared]
 
 
@@ -185,13 +211,14 @@ class Score:
     def mean(self, estimator: str) -> str:
         """Test perplexity in words, as '136.3 ± 0.8' where there are several seeds."""
         deviation = self.deviation(estimator)
-        return number(self.test(estimator)) + ("" if deviation is None else f" ± {deviation:.1f}")
+        estimated = any(run.shown(estimator).startswith(APPROXIMATE) for run in self.runs)
+        return _marked(self.test(estimator), estimated) + ("" if deviation is None else f" ± {deviation:.1f}")
 
     def said(self, estimator: str) -> Iterator[Any]:
         """The method, its gamma and its number, as text and mentions."""
         yield f"{name_of(self.config)} "
         if len(self.runs) == 1:
-            yield Mention(number(self.test(estimator)), self.runs[0])
+            yield Mention(self.mean(estimator), self.runs[0])
             return
         yield f"{self.mean(estimator)} (seeds "
         for index, run in enumerate(self.runs):
@@ -205,10 +232,14 @@ def number(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "-"
 
 
+def _marked(value: float, estimated: bool) -> str:
+    return (APPROXIMATE if estimated and math.isfinite(value) else "") + number(value)
+
+
 def name_of(config: Config) -> str:
     """The method as the paper calls it, with its gamma or its rates if it has them."""
     gamma = ", ".join(f"{value:g}" for value in config.gamma)
-    dropped = ", ".join(f"{rate:g}" for rate in rates(config))
+    dropped = rates_in_words(config)
     said = {"noisin": f" (γ {gamma})", "noisin*": f" (γ from {gamma})", "dropout": f" (rates {dropped})"}
     return PAPER_NAMES[config.method] + said.get(config.method, "")
 
@@ -216,6 +247,12 @@ def name_of(config: Config) -> str:
 def rates(config: Config) -> Tuple[float, ...]:
     """Dropout's rates: of inputs, states, outputs and embedding."""
     return config.dropout_inputs, config.dropout_states, config.dropout_outputs, config.dropout_embedding
+
+
+def rates_in_words(config: Config) -> str:
+    """Dropout's rates, and where its outputs are masked if that is not at the top alone."""
+    masked = f", outputs of {config.dropout_output_layers} layer" if config.dropout_output_layers != "top" else ""
+    return ", ".join(f"{rate:g}" for rate in rates(config)) + masked
 
 
 def scores(runs: Sequence[Run]) -> List[Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -10,7 +11,19 @@ import pandas as pd
 
 from experiments.claims import CLAIMS, Evidence, Judgement, counted, plain
 from experiments.declared import Case, Experiment
-from experiments.runs import ESTIMATORS, PAPER_NAMES, Mention, Run, Score, choose, in_case, number, rates, variant_of
+from experiments.runs import (
+    ESTIMATORS,
+    PAPER_NAMES,
+    Mention,
+    Run,
+    Score,
+    choose,
+    in_case,
+    number,
+    rates,
+    rates_in_words,
+    variant_of,
+)
 from noisin.config import Config
 
 NOT_RUN = "not run yet"
@@ -53,7 +66,8 @@ def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List
             of_method = [run for run in of_case if run.config.method == method]
             best, have = choose(of_method, method), {run.variant for run in of_method}
             declared = [config for config in experiment.configs([method], **narrowing) if case.covers(config)]
-            rivals, missing = len(declared) > 1, [config for config in declared if variant_of(config) not in have]
+            missing = [config for config in declared if variant_of(config) not in have]
+            rivals = len(have | set(map(variant_of, declared))) > 1
             of_variants = [
                 Line(case, method, run, best is not None and run in best.runs, rivals, not missing, run.config)
                 for run in of_method
@@ -65,7 +79,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List
 
 def _order(line: Line) -> Tuple[Any, ...]:
     assert line.config is not None
-    return line.config.gamma, rates(line.config), line.config.seed, line.config.dtype
+    return line.config.gamma, rates_in_words(line.config), line.config.seed, line.config.dtype
 
 
 def cells(line: Line) -> Dict[str, str]:
@@ -77,7 +91,7 @@ def cells(line: Line) -> Dict[str, str]:
     if line.rivals and line.config is not None:
         shown["chosen"] = "-" if run is None else _choice(line)
         if line.method == "dropout":
-            shown[RATES_COLUMN] = ", ".join(f"{rate:g}" for rate in rates(line.config))
+            shown[RATES_COLUMN] = rates_in_words(line.config)
         if line.method == "noisin*":
             shown[BOUND_COLUMN] = f"{line.config.lower_bound:g}"
         if line.method == "noisin":
@@ -94,6 +108,7 @@ def cells(line: Line) -> Dict[str, str]:
         "valid": number(run.valid),
         "test clean": number(run.test("clean")),
         "test averaged": number(run.test("averaged")),
+        "test limit": run.shown("limit"),
         "published": beside,
         "status": run.record["status"],
     }
@@ -106,7 +121,8 @@ def _choice(line: Line) -> str:
 RATES_COLUMN = "rates: inputs, states, outputs, embedding"
 BOUND_COLUMN = "lower bound"
 VARIANTS = {"dropout": RATES_COLUMN, "noisin*": BOUND_COLUMN}  # what tells a method's variants apart, beside gamma
-COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", "test clean", "test averaged", "published", "status")
+TESTS = ("test clean", "test averaged", "test limit")
+COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", *TESTS, "published", "status")
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
@@ -119,7 +135,7 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
 
 
 def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:
-    """For each case what each method reaches, as 'clean / averaged (published)': means over seeds."""
+    """For each case what each method reaches, as 'clean / limit (published)': means over seeds."""
     found = []
     for case in experiment.cases:
         reached: Dict[str, Evidence] = {}
@@ -173,6 +189,7 @@ EXACT = (
     "method",
     "gamma",
     "rates",
+    "output_masks",
     "lower_bound",
     "seed",
     "dtype",
@@ -182,6 +199,8 @@ EXACT = (
     "test_clean",
     "test_bound",
     "test_averaged",
+    "test_limit",
+    "test_limit_estimated",
     "test_samples",
     "published",
     "status",
@@ -196,6 +215,7 @@ def _values(line: Line) -> Dict[str, Any]:
     row.update(published=line.case.paper.get(line.method), status=NOT_RUN)
     if line.config is not None and line.method == "dropout":
         row["rates"] = " ".join(map(repr, rates(line.config)))  # as `RATES_COLUMN` says
+        row["output_masks"] = line.config.dropout_output_layers
     if line.config is not None and line.method == "noisin*":
         row["lower_bound"] = line.config.lower_bound
     if line.config is not None and line.method == "noisin":
@@ -203,10 +223,16 @@ def _values(line: Line) -> Dict[str, Any]:
     if line.run is not None:
         record = line.run.record
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
-        row.update({f"test_{name}": value for name, value in (record["test_ppl"] or {}).items()})
+        test = record["test_ppl"] or {}
+        row.update({f"test_{name}": test.get(name) for name in ("clean", "bound", "averaged", "samples")})
+        row.update(test_limit=_finite(line.run.test("limit")), test_limit_estimated=line.run.approximate)
         row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
         row.update(chosen=_choice(line))
     return row
+
+
+def _finite(value: float) -> Optional[float]:
+    return value if math.isfinite(value) else None
 
 
 def claims_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
@@ -270,6 +296,7 @@ LATEX_SPECIAL = {
     "]": "{]}",
     "γ": r"$\gamma$",
     "±": r"$\pm$",
+    "≈": r"$\approx$",
 }
 
 

@@ -23,7 +23,8 @@ from experiments.__main__ import _parser, main
 from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
-from experiments.records import RESULTS, draw, draw_against_paper, find_record, load_records
+from experiments.records import RESULTS, draw, find_record, load_records
+from experiments.report import draw_against_paper
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
@@ -372,11 +373,11 @@ def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_litt
 
 def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
     first, second, lost = (
-        {**record_of(config), "test_ppl": test}
+        run_of({**record_of(config), "test_ppl": test})
         for config, test in (
-            (TABLE2.configs(["none"])[0], {"clean": 120.5, "averaged": 120.5}),
-            (TABLE2.configs(["noisin"])[1], {"clean": 130.25, "averaged": 129.75}),
-            (TABLE2.configs(["noisin*"])[1], {"clean": None, "averaged": 128.5}),  # not finite
+            (TABLE2.configs(["none"])[0], {"clean": 120.5, "averaged_limit": 120.5}),
+            (TABLE2.configs(["noisin"])[1], {"clean": 130.25, "averaged_limit": 129.75}),
+            (TABLE2.configs(["noisin*"])[1], {"clean": None, "averaged_limit": 128.5}),  # not finite
         )
     )
     draw_against_paper(TABLE2, [first, second, lost], tmp_path / "picture.png")
@@ -411,18 +412,15 @@ def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side(tmp_path, d
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
-    committed, records = (
-        RESULTS / experiment.name / "curves.png",
-        [run.record for run in runs_of(experiment, load_runs())],
-    )
-    assert committed.exists() == bool(records)
-    if records:
-        draw(experiment, records, tmp_path / "curves.png")
+    committed, runs = RESULTS / experiment.name / "curves.png", runs_of(experiment, load_runs())
+    assert committed.exists() == bool(runs)
+    if runs:
+        draw(experiment, [run.record for run in runs], tmp_path / "curves.png")
         np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
     committed = RESULTS / experiment.name / "against-paper.png"
-    assert committed.exists() == bool(records and experiment.published)
+    assert committed.exists() == bool(runs and experiment.published)
     if committed.exists():
-        draw_against_paper(experiment, records, tmp_path / "against-paper.png")
+        draw_against_paper(experiment, runs, tmp_path / "against-paper.png")
         np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
 
 

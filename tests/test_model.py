@@ -220,13 +220,15 @@ def test_none_builds_plain_cells():
     assert len(model.begin_state(B)) == 2
 
 
-def test_dropout_builds_the_masks_of_its_rates():
+@pytest.mark.parametrize("masked, lower", [("top", 0.0), ("every", 0.9)])
+def test_dropout_builds_the_masks_of_its_rates(masked, lower):
     rates = {"dropout_inputs": 0.1, "dropout_states": 0.5, "dropout_outputs": 0.9, "dropout_embedding": 0.3}
-    model = make_language_model(300, method="dropout", hidden=300, embedding=300, **rates)
+    options = {"hidden": 300, "embedding": 300, "dropout_output_layers": masked, **rates}
+    model = make_language_model(300, method="dropout", **options)
     assert model.stochastic and model.noises == []
     masks = [state.asnumpy() for state in model.begin_state(B)]
     dropped = [(mask == 0).mean() for n, mask in enumerate(masks) if n not in (0, 4)]
-    expected = [0.1, 0.5, 0.9, 0.1, 0.5, 0.9, 0.3]
+    expected = [0.1, 0.5, lower, 0.1, 0.5, 0.9, 0.3]
     assert all(abs(d - r) < 5 * np.sqrt(r * (1 - r) / 900) for d, r in zip(dropped, expected))
 
 

@@ -11,7 +11,15 @@ from helpers import GRAPHS, freeze, make_language_model, needs_bfloat16, random_
 from mxnet import autograd
 
 from noisin.evaluation import Evaluator
-from noisin.objective import AveragedLikelihood, averaged, bound, perplexity
+from noisin.objective import (
+    AveragedLikelihood,
+    approximate_limit,
+    averaged,
+    bound,
+    jackknife,
+    leave_one_out,
+    perplexity,
+)
 
 T, B, V, HIDDEN = 4, 3, 7, 5
 ERRORS = 5  # standard errors of a statistical bound: one-sided false alarm 3e-7
@@ -184,6 +192,43 @@ def test_averaged_perplexity_does_not_rise_with_the_number_of_samples(method):
         before = total
 
 
+def test_leave_one_out_is_averaged_without_each_trajectory():
+    p = np.random.uniform(0.01, 1, (T, 3, B))
+    expected = np.log([(p[:, 1] + p[:, 2]) / 2, (p[:, 0] + p[:, 2]) / 2, (p[:, 0] + p[:, 1]) / 2])
+    np.testing.assert_allclose(leave_one_out(np.log(p)), expected)
+
+
+@pytest.mark.parametrize("samples", [5, 10])
+def test_the_jackknife_and_the_approximation_meet_a_limit_that_is_known(samples):
+    # p = exp(spread * normal - 5) is lognormal: log E[p] = spread^2 / 2 - 5.
+    spread, tokens, repetitions = 0.4, 4000, 100
+    limit = spread**2 / 2 - 5
+    found = {"averaged": [], "jackknife": [], "approximate": []}
+    errors = []
+    for _ in range(repetitions):
+        log_p = spread * np.random.standard_normal((tokens, samples, 1)) - 5
+        total = averaged(log_p).sum()
+        value, error = jackknife(total, leave_one_out(log_p).sum(axis=(1, 2)))
+        perplexities = [perplexity(score, tokens) for score in (bound(log_p).sum(), total)]
+        found["averaged"].append(total / tokens)
+        found["jackknife"].append(value / tokens)
+        found["approximate"].append(-math.log(approximate_limit(*perplexities, samples)))
+        errors.append(error / tokens)
+    mean = {name: np.mean(values) - limit for name, values in found.items()}
+    noise = ERRORS * np.std(found["jackknife"]) / math.sqrt(repetitions)
+    assert mean["averaged"] == pytest.approx(-(math.exp(spread**2) - 1) / (2 * samples), rel=0.2)
+    assert abs(mean["jackknife"]) < noise + 0.01 / samples  # of its bias, of order 1 / S^2, no more is left
+    assert abs(mean["approximate"]) < 0.0025
+    assert -mean["averaged"] > noise + 0.01 / samples  # without the correction the test would fail
+    # Each standard error is a chi-square of samples - 1 degrees of freedom: their mean square is the variance.
+    assert np.mean(np.square(errors)) == pytest.approx(np.var(found["jackknife"]), rel=0.6)
+
+
+def test_a_deterministic_run_is_its_own_limit():
+    assert approximate_limit(120.0, 120.0, 1) == 120.0
+    assert approximate_limit(math.inf, math.inf, 10) == math.inf
+
+
 def test_perplexity_is_exp_of_the_mean_and_infinite_where_that_overflows():
     assert perplexity(-12 * math.log(50), 12) == pytest.approx(50)
     assert perplexity(-1e6, 10) == math.inf
@@ -259,7 +304,8 @@ def test_clean_is_the_deterministic_model_whatever_mode_it_is_called_in(method):
 
 def test_a_deterministic_model_has_one_perplexity():
     found = Evaluator(make_language_model(), 0, 3, 5, samples=10).all(random_tokens(50))
-    assert found["clean"] == found["bound"] == found["averaged"] and found["samples"] == 1
+    assert found["clean"] == found["bound"] == found["averaged"] == found["averaged_limit"]
+    assert found["samples"] == 1 and found["averaged_limit_error"] == 0
 
 
 @stochastic
@@ -281,11 +327,20 @@ def test_sampled_perplexities_are_those_of_trajectories_that_keep_their_states(m
     expected = [math.exp(-np.log(np.exp(log_p).mean(axis=1)).mean()), math.exp(-log_p.mean())]
     assert [found["averaged"], found["bound"]] == pytest.approx(expected, rel=1e-5)
     assert found["samples"] == samples and (found["averaged"] < found["bound"] or samples == 1)
+    if samples == 1:
+        assert math.isnan(found["averaged_limit"]) and math.isnan(found["averaged_limit_error"])
+        return
+    without = [-np.log(np.exp(np.delete(log_p, s, axis=1)).mean(axis=1)).mean() for s in range(samples)]
+    logs = samples * math.log(expected[0]) - (samples - 1) * np.mean(without)
+    deviation = math.sqrt((samples - 1) / samples * np.sum((without - np.mean(without)) ** 2))
+    limit = math.exp(logs)
+    assert found["averaged_limit"] == pytest.approx(limit, rel=1e-5) and limit < found["averaged"]
+    assert found["averaged_limit_error"] == pytest.approx(limit * deviation, rel=1e-2)
 
 
 @stochastic
 def test_evaluation_repeats_with_its_seed_and_differs_with_another(method):
     model, tokens = make_language_model(**OPTIONS[method]), random_tokens(50)
     first, again, other = (Evaluator(model, 0, 3, 5, samples=2).all(tokens, seed) for seed in (1, 1, 2))
-    assert first == again
+    assert repr(first) == repr(again)
     assert first["bound"] != other["bound"] and first["clean"] == other["clean"]

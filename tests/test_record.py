@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from experiments.runner import RunsFailed, run_grid
 from noisin.cli import main
 from noisin.config import Config
 from noisin.errors import UserError
-from noisin.record import SCHEMA, read_record, seal, write_record
+from noisin.record import SCHEMA, check_record, read_record, seal, write_record
 
 CONFIG = Config(corpus="ptb", method="noisin", layers=2, epochs=3)
 GAMMA = [0.1 + 0.2, 1e-7]  # floats that not every way of writing them brings back
@@ -54,6 +55,27 @@ def test_a_sealed_record_comes_back_and_the_seal_says_nothing_of_the_order_or_la
     (tmp_path / "b.json").write_text(turned)
     assert read_record(tmp_path / "b.json") == record
     assert re.fullmatch(r"[0-9a-f]{64}", record["digest"]) and seal(record) == record
+
+
+@pytest.mark.parametrize("layers, expected", [(1, "top"), (2, "every")])
+def test_a_record_from_before_dropout_became_gal_and_ghahramanis_is_of_what_it_was(tmp_path, layers, expected):
+    config = Config(corpus="ptb", method="dropout", layers=layers, epochs=3)
+    assert config.dropout_output_layers == "top"
+    record = record_of(config)
+    del record["config"]["dropout_output_layers"]
+    assert check_record(seal(record), "") == dataclasses.replace(config, dropout_output_layers=expected)
+    assert check_record(seal(record_of(config)), "") == config
+
+
+def test_a_limit_above_the_average_is_refused(tmp_path):
+    record = record_of()
+    for limit, error, wrong in ((52.0, 0.1, None), (None, None, None), (53.0, 0.1, "limit"), (52.0, -0.1, "error is")):
+        record["test_ppl"].update(averaged_limit=limit, averaged_limit_error=error)
+        if wrong is None:
+            check_record(seal(record), "")
+        else:
+            with pytest.raises(UserError, match=wrong):
+                check_record(seal(record), "")
 
 
 def test_a_record_that_is_not_sound_is_not_written(tmp_path):

@@ -445,7 +445,9 @@ def test_the_record_has_what_tools_read(tmp_path, corpus):
     )
     assert set(expected.split()) <= set(record)
     assert set(record["epochs"][0]) == {"epoch", "train_ppl", "valid_ppl", "seconds", "tokens_per_second", "gamma"}
-    assert set(record["test_ppl"]) == {"clean", "bound", "averaged", "samples"}
+    assert set(record["test_ppl"]) == {
+        *("clean", "bound", "averaged", "averaged_limit", "averaged_limit_error", "samples")
+    }
     assert set(record["versions"]) == {"mxnet", "gluonnlp", "numpy", "python", "noisin"}
     assert record["status"] == "finished" and record["config"] == Config(method="noisin*", **SMALL).to_dict()
     vocabulary, hidden = len(corpus.vocabulary), SMALL["hidden"]

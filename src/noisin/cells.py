@@ -393,7 +393,7 @@ def make_cells(
     input_size: int,
     activation: Optional[str] = None,
     noises: Optional[Sequence[Noise]] = None,
-    dropout: Optional[Dict[str, float]] = None,
+    dropout: Optional[Sequence[Dict[str, float]]] = None,
     recurrent_init: str = "orthogonal",
     init_scale: float = 0.1,
     forget_bias: float = 0.0,
@@ -409,8 +409,8 @@ def make_cells(
         Of the Elman RNN only.
     noises : sequence of Noise, optional
         One a layer: NOISIN.
-    dropout : dict with 'inputs', 'states', 'outputs', optional
-        Rates of variational dropout in every layer.
+    dropout : sequence of dict with 'inputs', 'states', 'outputs', optional
+        Rates of variational dropout, one dict a layer.
     recurrent_init : {'orthogonal', 'identity', 'uniform'}
         Of each hidden-to-hidden matrix (of each gate's, in LSTM and GRU).
     init_scale : float, default 0.1
@@ -437,7 +437,7 @@ def make_cells(
             if noises is not None:
                 base = NoisyCell(base, noises[layer])
             elif dropout is not None:
-                base = VariationalDropoutCell(base, **dropout)
+                base = VariationalDropoutCell(base, **dropout[layer])
             stack.add(base)
     return stack
 

@@ -32,7 +32,7 @@ import numpy as np
 from mxnet.gluon import Block, Trainer
 
 from noisin.arrays import parse_arrays
-from noisin.config import Config, config_from_dict
+from noisin.config import Config, recorded_config
 from noisin.data import END, UNKNOWN
 from noisin.errors import UserError, quoted
 from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
@@ -137,7 +137,7 @@ class RunDirectory:
         content = read_json(path)
         if not isinstance(content.get("config"), dict):
             raise UserError(f"{path} is not a run's configuration: it has no 'config' object")
-        return config_from_dict(content["config"], source=str(path))
+        return recorded_config(content["config"], source=str(path))
 
     def read_vocabulary(self) -> List[str]:
         """The word types of the run that lies here, by id.

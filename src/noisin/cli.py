@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from noisin import __version__
 from noisin.checkpoint import RunDirectory
-from noisin.config import Config, config_from_dict
+from noisin.config import Config, config_from_dict, recorded_config
 from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
 from noisin.device import find_device
 from noisin.errors import UserError, harmless, printable
@@ -244,8 +244,8 @@ def _config(arguments: argparse.Namespace) -> Config:
     from_file, source = {}, "the command line"
     if arguments.config:
         from_file, source = read_json(Path(arguments.config)), f"{source} with {arguments.config}"
-        # The config.json of a run is taken as it is.
-        from_file = from_file["config"] if isinstance(from_file.get("config"), dict) else from_file
+        if isinstance(from_file.get("config"), dict):  # the config.json of a run
+            from_file = recorded_config(from_file["config"], arguments.config).to_dict()
     config = config_from_dict({**from_file, **given}, source)
     for name in given:
         if name in config.idle:  # better said now than found out after a long run

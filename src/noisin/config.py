@@ -96,6 +96,13 @@ class Config:
     dropout_inputs: float = option(0.2, "variational dropout on each layer's inputs", low=0, high=0.99, group="dropout")
     dropout_states: float = option(0.2, "... on its recurrent state", low=0, high=0.99, group="dropout")
     dropout_outputs: float = option(0.2, "... on its outputs", low=0, high=0.99, group="dropout")
+    dropout_output_layers: str = option(
+        "top",
+        "layers whose outputs dropout masks: top, as Gal and Ghahramani (2016), or every, which masks the link between "
+        "two layers twice",
+        choices=("top", "every"),
+        group="dropout",
+    )
     dropout_embedding: float = option(0.1, "... on whole word types", low=0, high=0.99, group="dropout")
     weight_decay: float = option(0.0, "L2 penalty's gradient factor", low=0, high=1, group="training")
     optimizer: str = option(
@@ -188,9 +195,10 @@ class Config:
             ("forget_bias", "cell", self.cell == "lstm"),
             ("decay_after", "decay", self.decay != 1),
             ("max_vocabulary", "corpus", self.corpus not in NAMES),
+            ("dropout_output_layers", "layers", self.layers > 1),
         ):
             if not acts:
-                found[name] = by
+                found.setdefault(name, by)
         return found
 
     def layer_gammas(self) -> List[float]:
@@ -213,6 +221,21 @@ class Config:
         """A short fingerprint of every value, by which a run is known."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# Values of options that did not exist yet when a configuration was recorded, where they are not today's defaults.
+_BEFORE = {"dropout_output_layers": "every"}
+
+
+def recorded_config(values: Any, source: str = "the configuration") -> Config:
+    """Build a Config from what a run has left: a missing option has the value that acted when the run was made.
+
+    Raises
+    ------
+    UserError
+        As `config_from_dict`.
+    """
+    return config_from_dict({**_BEFORE, **values} if isinstance(values, dict) else values, source)
 
 
 def _check(entry: dataclasses.Field, value: Any) -> None:

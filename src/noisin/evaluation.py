@@ -1,8 +1,9 @@
-"""Perplexity of a split under the three estimators of DESIGN section 5: clean, bound and averaged."""
+"""Perplexity of a split: clean, bound and averaged (DESIGN section 5), and the limit of the last in the samples."""
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+import math
+from typing import Any, Dict, Optional
 
 import mxnet as mx
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from noisin.data import evaluation_batches
 from noisin.model import LanguageModel
-from noisin.objective import AveragedLikelihood, averaged, bound, perplexity
+from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
 
 
 class Evaluator:
@@ -59,27 +60,46 @@ class Evaluator:
     def clean(self, tokens: np.ndarray) -> float:
         """Perplexity with the noise off: exp of the mean of -log p(x_t | h_t)."""
         with autograd.predict_mode():
-            return self._perplexities(self._clean, tokens)["bound"]
+            return perplexity(self._totals(self._clean, tokens)[0], len(tokens))
 
     def all(self, tokens: np.ndarray, seed: int = 0) -> Dict[str, float]:
-        """The perplexities `clean`, `bound` and `averaged`; for a deterministic model they are one number.
+        """Every perplexity of the split.
 
         Parameters
         ----------
         tokens : array (N,)
         seed : int, default 0
-            Of the noise.
+            Random seed for the noise.
+
+        Returns
+        -------
+        dict
+            `clean`, `bound`, `averaged` and `samples` (S); `averaged_limit`, the limit of `averaged` for S to infinity,
+            and its standard error `averaged_limit_error`, both NaN at S = 1. For a deterministic model the perplexities
+            are one number and S is 1.
         """
         clean = self.clean(tokens)
         if not self._model.stochastic:
-            return {"clean": clean, "bound": clean, "averaged": clean, "samples": 1}
+            same = dict.fromkeys(("clean", "bound", "averaged", "averaged_limit"), clean)
+            return {**same, "averaged_limit_error": 0.0, "samples": 1}
         mx.random.seed(seed)
         with autograd.train_mode():
-            sampled = self._perplexities(self._sampled, tokens)
-        return {"clean": clean, **sampled, "samples": self.samples}
+            of_bound, of_averaged, *without = self._totals(self._sampled, tokens)
+        limit, error = jackknife(of_averaged, np.array(without)) if without else (math.nan, math.nan)
+        count = len(tokens)
+        limit_ppl = perplexity(limit, count)
+        return {
+            "clean": clean,
+            "bound": perplexity(of_bound, count),
+            "averaged": perplexity(of_averaged, count),
+            "averaged_limit": limit_ppl,
+            "averaged_limit_error": limit_ppl * error / count,
+            "samples": self.samples,
+        }
 
-    def _perplexities(self, objective: AveragedLikelihood, tokens: np.ndarray) -> Dict[str, float]:
-        totals = np.zeros(2)  # in float64: of the bound and of the averaged log-likelihood
+    def _totals(self, objective: AveragedLikelihood, tokens: np.ndarray) -> np.ndarray:
+        """Total log-likelihood of bound, of averaged and, where S > 1, of averaged without each trajectory."""
+        totals: Any = 0.0  # becomes float64
         states = objective.begin_state(self._batch_size, self._device)
         with tqdm(
             total=len(tokens),
@@ -94,6 +114,7 @@ class Evaluator:
                 inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))
                 _, log_p, states = objective(inputs, targets, states)
                 log_p = log_p.asnumpy().astype(np.float64)
-                totals += [(bound(log_p) * weights).sum(), (averaged(log_p) * weights).sum()]
+                scores = [bound(log_p), averaged(log_p), *(leave_one_out(log_p) if log_p.shape[1] > 1 else ())]
+                totals = totals + (np.stack(scores) * weights).sum(axis=(1, 2))
                 bar.update(int(weights.sum()))
-        return {name: perplexity(total, len(tokens)) for name, total in zip(("bound", "averaged"), totals)}
+        return totals

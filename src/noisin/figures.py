@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -189,7 +190,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
 # How `against_paper` marks our estimators, and the published number.
 MARKS: Dict[str, Dict[str, Any]] = {
     "clean": {"linestyle": "", "zorder": 2},
-    "averaged": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
+    "limit": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
 }
 PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
 
@@ -200,8 +201,8 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     Parameters
     ----------
     panels : mapping
-        Title of each panel, and its rows from the top: `method`, `paper` (a perplexity or None) and `runs`, each the
-        `test_ppl` of a record.
+        Title of each panel, and its rows from the top: `method`, `paper` (a perplexity or None) and `runs`, each with
+        `clean` and `limit`, infinite where a run has no such number.
     path : Path
         PNG or SVG to write.
     title : str, default none
@@ -216,7 +217,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
             style = {name: STYLES[setting["method"]][name] for name in ("color", "marker")}
             for estimator, how in MARKS.items():
                 for test in setting["runs"]:
-                    if test[estimator] is not None:  # not finite
+                    if math.isfinite(test[estimator]):
                         axes.plot(test[estimator], height, **{**style, **how})
             if setting["paper"] is not None:
                 axes.plot(setting["paper"], height, **PAPER)
@@ -233,7 +234,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     grey = {"color": "#000000", "marker": "o"}
     entries = [
         ({**grey, **MARKS["clean"]}, "ours, noise off"),
-        ({**grey, **MARKS["averaged"]}, "ours, averaged over noise"),
+        ({**grey, **MARKS["limit"]}, "ours, averaged over noise (limit)"),
     ]
     handles = [Line2D([], [], **how) for how, _ in [*entries, (PAPER, "")]]
     _legend_below(figure, handles, [*(label for _, label in entries), "published"])
@@ -255,8 +256,13 @@ def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
 def _strength(record: Mapping[str, Any]) -> List[float]:
     """The gamma or the rates that a run was given; empty where its method has none."""
     if record["method"] == "dropout":
-        return [record["config"][f"dropout_{place}"] for place in ("inputs", "states", "outputs", "embedding")]
+        rates = [record["config"][f"dropout_{place}"] for place in ("inputs", "states", "outputs", "embedding")]
+        return [*rates, float(_masks_every_layer(record))]
     return record["config"]["gamma"] if record["method"] != "none" else []
+
+
+def _masks_every_layer(record: Mapping[str, Any]) -> bool:
+    return record["config"]["dropout_output_layers"] == "every"
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
@@ -300,7 +306,9 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seed
     label = LABELS[record["method"]]
     if len(_strengths(record, records)) > 1:
         name = {"dropout": "", "noisin": "γ=", "noisin*": "γ from "}[record["method"]]
-        label += f" {name}{', '.join(f'{value:g}' for value in _strength(record))}"
+        values = _strength(record)[:4] if record["method"] == "dropout" else _strength(record)
+        label += f" {name}{', '.join(f'{value:g}' for value in values)}"
+        label += " every layer" if record["method"] == "dropout" and _masks_every_layer(record) else ""
     if record["method"] == "noisin*" and len({other["config"]["lower_bound"] for other in twins}) > 1:
         label += f", bound {record['config']['lower_bound']:g}"
     if seeds and len({other["seed"] for other in twins}) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -195,7 +195,6 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         return Noise(family, gamma, config.noise_mode, learned, config.lower_bound, prefix=f"{prefix}_noise_")
 
     noisy = config.method in ("noisin", "noisin*")
-    dropout = {name: getattr(config, f"dropout_{name}") for name in MASKS}
     cells = make_cells(
         config.cell,
         config.hidden,
@@ -203,7 +202,7 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         input_size=config.embedding or config.hidden,
         activation=config.activation,
         noises=[noise(gamma, f"l{layer}") for layer, gamma in enumerate(config.layer_gammas())] if noisy else None,
-        dropout=dropout if config.method == "dropout" else None,
+        dropout=_layer_rates(config) if config.method == "dropout" else None,
         recurrent_init=config.recurrent_init,
         init_scale=config.init_scale,
         forget_bias=config.forget_bias,
@@ -220,3 +219,11 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         tied=config.decoder == "tied",
         prefix="model_",
     )
+
+
+def _layer_rates(config: Config) -> List[Dict[str, float]]:
+    """Rates of variational dropout in each layer, bottom first."""
+    rates = {name: getattr(config, f"dropout_{name}") for name in MASKS}
+    if config.dropout_output_layers == "every":
+        return [rates] * config.layers
+    return [{**rates, "outputs": 0.0}] * (config.layers - 1) + [rates]

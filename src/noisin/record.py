@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
-from noisin.config import Config, config_from_dict
+from noisin.config import Config, recorded_config
 from noisin.errors import UserError
 from noisin.files import read_json, write_json
 from noisin.published import NAMES
@@ -77,7 +77,7 @@ def check_record(record: Mapping[str, Any], source: str) -> Config:
     try:
         _check_seal(record)
         _check_fields(record, SCHEMA, "")
-        config = config_from_dict(record["config"], "its configuration")
+        config = recorded_config(record["config"], "its configuration")
         _check_agreement(record, config)
     except (_Wrong, UserError) as wrong:
         raise UserError(
@@ -126,6 +126,7 @@ _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _TEXTS = Kind("names with texts", lambda value: isinstance(value, dict) and all(map(_TEXT.holds, value.values())))
 _COUNT = Kind("a whole number above 0", lambda value: type(value) is int and value > 0)
 _POSITIVE = Kind("a finite number above 0", lambda value: _is_number(value) and value > 0)
+_AT_LEAST_0 = Kind("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
 _SPREADS = Kind(
     "a list of finite numbers from 0 on",
     lambda value: isinstance(value, list) and all(_is_number(gamma) and gamma >= 0 for gamma in value),
@@ -162,6 +163,8 @@ SCHEMA: Dict[str, Any] = {
 }
 # Null: not a finite number, as with so much noise that a word's probability is too small for a float.
 _TEST_PPL = {name: _or_null(_POSITIVE) for name in ("clean", "bound", "averaged")}
+# Of records since then.
+_LIMIT = {"averaged_limit": _or_null(_POSITIVE), "averaged_limit_error": _or_null(_AT_LEAST_0)}
 # Copied from the configuration, for those who read records without it.
 _COPIES = ("cell", "activation", "layers", "hidden", "method", "seed", "dtype")
 
@@ -239,7 +242,10 @@ def _check_best(record: Mapping[str, Any], config: Config) -> None:
     for name, expected in (("best_epoch", best["epoch"]), ("valid_ppl", best["valid_ppl"]), ("gamma", best["gamma"])):
         if record[name] != expected:
             raise _Wrong(f"{name} is {_short(record[name])}, but its best epoch makes it {_short(expected)}")
-    _check_fields(test, {**_TEST_PPL, "samples": _COUNT}, "test_ppl")
-    averaged, bound = (math.inf if test[name] is None else test[name] for name in ("averaged", "bound"))
+    limits = _LIMIT if set(_LIMIT) & set(test or ()) else {}
+    _check_fields(test, {**_TEST_PPL, "samples": _COUNT, **limits}, "test_ppl")
+    limit, averaged, bound = (test.get(name) or math.inf for name in ("averaged_limit", "averaged", "bound"))
     if averaged > bound * (1 + 1e-6):  # Jensen's inequality, up to rounding
         raise _Wrong("its averaged test perplexity is above its bound")
+    if math.isfinite(limit) and limit > averaged * (1 + 1e-6):
+        raise _Wrong("the limit of its averaged test perplexity is above it")

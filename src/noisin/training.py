@@ -18,7 +18,7 @@ from tqdm import tqdm
 import noisin
 from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory
-from noisin.config import Config
+from noisin.config import Config, recorded_config
 from noisin.data import Corpus, number_of_training_batches, training_batches
 from noisin.device import check_dtype, device_name
 from noisin.errors import UserError
@@ -87,7 +87,7 @@ def train(
         report(f"run {directory.path}")
         if directory.record_path.exists():
             record = read_record(directory.record_path)
-            if record["config"] != config.to_dict():
+            if recorded_config(record["config"]) != config:
                 raise UserError(f"{directory.record_path} is another run's record: delete it, and this one goes on")
             directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
             if watcher:
@@ -327,11 +327,15 @@ def _epoch_line(entry: Dict[str, Any], improved: bool) -> str:
 def _summary_line(record: Dict[str, Any]) -> str:
     if record["test_ppl"] is None:
         return f"{record['status']}: no epoch was finished"
-    clean, averaged = (_shown(record["test_ppl"][name]) for name in ("clean", "averaged"))
-    return (
+    test = record["test_ppl"]
+    clean, averaged = (_shown(test[name]) for name in ("clean", "averaged"))
+    line = (
         f"{record['status']}: best epoch {record['best_epoch']}, valid {record['valid_ppl']:.2f}, "
-        f"test {clean} clean, {averaged} averaged over {record['test_ppl']['samples']} samples"
+        f"test {clean} clean, {averaged} averaged over {test['samples']} samples"
     )
+    if test.get("averaged_limit_error"):  # 0 where nothing is random, null or missing where it is not known
+        line += f" ({test['averaged_limit']:.2f} ± {test['averaged_limit_error']:.2f} in the limit of many)"
+    return line
 
 
 def _shown(perplexity: Optional[float]) -> str:
