@@ -21,6 +21,7 @@ from noisin.device import check_dtype
 from noisin.errors import UserError
 from noisin.model import make_model
 from noisin.noise import Noise, make_family
+from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
 
 CELLS = [("rnn", "tanh"), ("rnn", "sigmoid"), ("rnn", "relu"), ("lstm", None), ("gru", None)]
 # How a graph is run: None is imperatively, otherwise the arguments of `hybridize`.
@@ -33,6 +34,10 @@ METHODS = {
     "multiplicative": {"mode": "multiplicative"},
     "learned additive": {"mode": "additive", "learned": True},
     "learned multiplicative": {"mode": "multiplicative", "learned": True},
+}
+COMPOSED = {
+    "noise and dropout": {"dropout": RATES, "mode": "additive", "learned": True},
+    "noise and standard dropout": {"standard": {"inputs": 0.3, "outputs": 0.5}, "mode": "multiplicative"},
 }
 
 
@@ -100,13 +105,24 @@ def make_noise(name="gaussian", gamma=0.5, mode="additive", hybrid=None, paramet
     return noise
 
 
+def regularised(cell, method, prefix="noise_", gamma=0.5, rates=None):
+    """The cell with what METHODS says around it: dropout inside, noise outside."""
+    options = dict({**METHODS, **COMPOSED}[method])
+    dropout, standard = options.pop("dropout", None), options.pop("standard", None)
+    if dropout:
+        cell = VariationalDropoutCell(cell, **(rates or dropout))
+    if standard:
+        cell = StandardDropoutCell(cell, **standard)
+    return NoisyCell(cell, Noise("gaussian", gamma, prefix=prefix, **options)) if options else cell
+
+
 def make_stack(cell, activation=None, method="none", layers=2, inputs=3, hidden=5, gamma=0.5):
     """An initialised stack of cells; whatever the method, its weights are the same and no bias is zero."""
-    options = dict(METHODS[method])
-    if "mode" in options:
-        family = make_family("gaussian")
-        options = {"noises": [Noise(family, gamma, prefix=f"l{n}_noise_", **options) for n in range(layers)]}
-    stack = make_cells(cell, hidden, layers, inputs, activation, prefix="cells_", **options)
+    stack = make_cells(
+        *(cell, hidden, layers, inputs, activation),
+        regularise=lambda cell, layer: regularised(cell, method, f"l{layer}_noise_", gamma),
+        prefix="cells_",
+    )
     stack.initialize()
     set_weights(stack)
     return stack

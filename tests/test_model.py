@@ -19,17 +19,18 @@ from helpers import (
 )
 from mxnet import autograd
 
-from noisin.cells import NoisyCell, VariationalDropoutCell
 from noisin.config import Config
 from noisin.errors import UserError
+from noisin.graphs import traced_for
 from noisin.model import LanguageModel, make_model
 from noisin.noise import Gamma
+from noisin.regularisers import NoisyCell, VariationalDropoutCell
 from noisin.training import initial_model
 
 T, B, V, HIDDEN, EMBEDDING = 4, 3, 7, 5, 4
 OPTIONS = {
     "none": {"method": "none"},
-    "dropout": {"method": "dropout", "dropout_embedding": 0.3},
+    "dropout": {"method": "dropout", "dropout_embedding": 0.3, "dropout_output_layers": "every"},
     "noisin": {"method": "noisin", "input_gamma": 0.3},
     "noisin multiplicative": {"method": "noisin", "noise_mode": "multiplicative", "input_gamma": 0.3},
     "noisin*": {"method": "noisin*", "input_gamma": 0.3},
@@ -102,7 +103,7 @@ def test_a_step_is_an_unroll_of_length_1(method, cell, hybrid):
     if hybrid is not None:
         model.hybridize(**hybrid)
     mx.random.seed(3)
-    with autograd.train_mode():
+    with autograd.train_mode(), traced_for("training"):
         logits, next_states = model(tokens[0], states)
     assert logits.shape == (B, V)
     for found, other in zip([logits, *next_states], [expected[0], *expected_states]):

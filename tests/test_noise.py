@@ -14,6 +14,7 @@ import pytest
 from helpers import make_noise
 from mxnet import autograd
 
+from noisin.graphs import traced_for
 from noisin.noise import FAMILIES, MODES, Gaussian, make_family
 
 DRAWS = 400_000
@@ -164,7 +165,7 @@ def test_hybridized_noise_equals_imperative_draw_for_draw(name, mode, hybrid):
     with autograd.train_mode():
         expected = [imperative(hidden).asnumpy() for _ in range(3)]
     mx.random.seed(11)
-    with autograd.train_mode():
+    with autograd.train_mode(), traced_for("training"):
         found = [graph(hidden).asnumpy() for _ in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -205,7 +206,7 @@ def test_noise_as_a_graph_of_its_own_passes_gradients_on(mode, hybrid, scale):
         noise, leaf = make_noise(mode=mode, hybrid=graph, learned=True), mx.nd.array([[-1.0, 0.5, 2.0]])
         leaf.attach_grad()
         mx.random.seed(3)
-        with autograd.record():
+        with autograd.record(), traced_for("training"):
             loss = (noise(leaf if scale is None else leaf * scale) * mx.nd.array([[1, 2, 3]])).sum()
         loss.backward()
         results.append([loss.asscalar(), leaf.grad.asnumpy(), noise.rho.grad().asnumpy()])

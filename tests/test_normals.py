@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
+from noisin.graphs import traced_for
 from noisin.normals import fill_normals, normal_like
 
 LANES = 64
@@ -116,7 +117,8 @@ def poison(shape, count=40):
 class Additive(mx.gluon.HybridBlock):
     def hybrid_forward(self, F, hidden):
         doubled = 2 * hidden
-        return doubled + normal_like(F, doubled)
+        with traced_for("training"):
+            return doubled + normal_like(F, doubled)
 
 
 @pytest.mark.parametrize("hybrid", [None, {}, {"static_alloc": True, "static_shape": True}])

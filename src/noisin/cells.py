@@ -1,27 +1,115 @@
-"""Recurrent cells, what regularises them, and the one factory that stacks them.
+"""Recurrent cells and their stack: drop-ins for Gluon's.
 
 Each cell keeps Gluon's contract (`state_info`, `begin_state`, `cell(inputs, states)`, `unroll`, `reset`) and the
-parameter names of the Gluon cell it extends, so that deterministic, dropout and noisy models load each other's weights.
-To add a cell, extend the Gluon one with `ProjectedCell`, write its `transition`, and name it in `CELLS`.
+parameter names of the Gluon cell that it extends. To add a cell, extend the Gluon one with `ProjectedCell`, write its
+`transition`, and name it in `CELLS`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import mxnet as mx
 from mxnet.gluon import rnn
-from mxnet.gluon.rnn.rnn_cell import HybridRecurrentCell, ModifierCell, _format_sequence, _get_begin_state
+from mxnet.gluon.parameter import DeferredInitializationError
+from mxnet.gluon.rnn.rnn_cell import HybridRecurrentCell, _format_sequence, _get_begin_state
 
-from noisin.noise import Noise, block_parameters, training_gate
+from noisin.graphs import Tensor, block_parameters
+from noisin.initializers import RecurrentInit
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
-RECURRENT_INITS = ("orthogonal", "identity", "uniform")
-MASKS = ("inputs", "states", "outputs")  # in the order in which VariationalDropoutCell keeps them in its state
+
+States = List[Tensor]
+Outputs = Union[Tensor, List[Tensor]]
 
 
-class ProjectedCell(HybridRecurrentCell):
+@dataclass
+class Hooks:
+    """What acts on a cell while it is unrolled, each list in its order; empty, as by default, nothing does.
+
+    Attributes
+    ----------
+    inputs : list of function
+        On the whole sequence (T, batch, input size), before the cell.
+    recurrent : list of function
+        On the hidden state (batch, hidden) that the recurrent weights multiply, at each step.
+    hidden : list
+        On the new hidden state, of each step: `deviation(F, like)` draws, and `combine(F, hidden, deviation)` applies.
+        One draw acts on the output and on the state that the next step sees.
+    outputs : list of function
+        On the whole sequence of outputs (T, batch, hidden), after the cell; not on the states.
+    """
+
+    inputs: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
+    recurrent: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
+    hidden: List[Any] = field(default_factory=list)
+    outputs: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
+
+
+class SequenceCell(HybridRecurrentCell):
+    """A cell that is unrolled as a whole where it can be: a subclass defines `sequence`."""
+
+    def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
+        """Run all steps.
+
+        Parameters
+        ----------
+        F : module
+            `mxnet.nd` or `mxnet.sym`.
+        length : int
+        inputs : tensor (T, batch, input size)
+        states : list of tensor
+
+        Returns
+        -------
+        (outputs, states)
+            A list of T outputs (batch, hidden) or one tensor (T, batch, hidden), and the states after the last step.
+        """
+        raise TypeError(f"{type(self).__name__} does not define sequence")
+
+    def first_states(self, F: Any, inputs: Tensor) -> States:
+        """Return the states that a sequence (T, batch, input size) begins from where none are given."""
+        return _get_begin_state(self, F, None, inputs, inputs.shape[1] if F is mx.nd else 0)
+
+    def unroll(
+        self,
+        length: int,
+        inputs: Outputs,
+        begin_state: Optional[States] = None,
+        layout: str = "NTC",
+        merge_outputs: Optional[bool] = None,
+        valid_length: Optional[Tensor] = None,
+    ) -> Tuple[Outputs, States]:
+        """Unroll over `length` steps: as Gluon's `unroll`, and equal to stepping to rounding.
+
+        Returns
+        -------
+        (outputs, states)
+            Outputs, a list unless `merge_outputs` is true, and the states after the last step.
+
+        Raises
+        ------
+        ValueError
+            If the inputs have another number of steps.
+        """
+        if valid_length is not None:
+            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
+        self.reset()
+        inputs, _, F, _ = _format_sequence(length, inputs, "TNC", True, in_layout=layout)
+        if F is mx.nd and inputs.shape[0] != length:  # else broadcasting would hide it
+            raise ValueError(f"inputs in layout {layout} have {inputs.shape[0]} steps: {length} expected")
+        states = self.first_states(F, inputs) if begin_state is None else begin_state
+        outputs, states = self.sequence(F, length, inputs, states)
+        if not isinstance(outputs, list):
+            outputs = _format_sequence(length, outputs, layout, bool(merge_outputs), in_layout="TNC")[0]
+        elif merge_outputs:
+            outputs = F.stack(*outputs, axis=layout.find("T"))
+        return outputs, states
+
+
+class ProjectedCell(SequenceCell):
     r"""A cell whose input projection is separate from its recurrence, so that `unroll` does it for all steps at once.
 
     .. math:: z_t = f(U x_t,\; z_{t-1})
@@ -32,20 +120,20 @@ class ProjectedCell(HybridRecurrentCell):
 
     gates = 1
 
-    def project(self, F: Any, inputs: Any, i2h_weight: Any, i2h_bias: Any) -> Any:
+    def project(self, F: Any, inputs: Tensor, i2h_weight: Tensor, i2h_bias: Tensor) -> Tensor:
         """U x + b of any number of steps: (N, input size) -> (N, gates * hidden)."""
         return F.FullyConnected(inputs, i2h_weight, i2h_bias, num_hidden=self.gates * self._hidden_size)
 
     def transition(
-        self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
-    ) -> Tuple[Any, List[Any]]:
-        """One step from the projected input.
+        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+    ) -> Tuple[Tensor, States]:
+        """Do one step from the projected input.
 
         Parameters
         ----------
         projected : tensor (batch, gates * hidden)
         previous : tensor (batch, hidden)
-            What the recurrent weights multiply: `states[0]`, masked where there is recurrent dropout.
+            What the recurrent weights multiply: `states[0]`, after the hooks that act on it.
         states : list of tensor (batch, hidden)
             The states as they are, hidden state first.
 
@@ -57,122 +145,180 @@ class ProjectedCell(HybridRecurrentCell):
         raise TypeError(f"{type(self).__name__} does not define transition")
 
     def hybrid_forward(
-        self, F: Any, inputs: Any, states: List[Any], i2h_weight: Any, i2h_bias: Any, h2h_weight: Any, h2h_bias: Any
-    ) -> Tuple[Any, List[Any]]:
+        self,
+        F: Any,
+        inputs: Tensor,
+        states: States,
+        i2h_weight: Tensor,
+        i2h_bias: Tensor,
+        h2h_weight: Tensor,
+        h2h_bias: Tensor,
+    ) -> Tuple[Tensor, States]:
         projected = self.project(F, inputs, i2h_weight, i2h_bias)
-        hidden, rest = self.transition(F, projected, states[0], states, h2h_weight, h2h_bias)
+        return self._step(F, projected, h2h_weight, h2h_bias, states[0], states)
+
+    def _step(
+        self, F: Any, projected: Tensor, h2h_weight: Tensor, h2h_bias: Tensor, previous: Tensor, states: States
+    ) -> Tuple[Tensor, States]:
+        hidden, rest = self.transition(F, projected, previous, states, h2h_weight, h2h_bias)
         return hidden, [hidden] + rest
 
-    def unroll(
-        self,
-        length: int,
-        inputs: Any,
-        begin_state: Optional[List[Any]] = None,
-        layout: str = "NTC",
-        merge_outputs: Optional[bool] = None,
-        valid_length: Any = None,
-        recurrent_mask: Any = None,
-        noise: Optional[Noise] = None,
-    ) -> Tuple[Any, List[Any]]:
-        """Unroll over `length` steps, equal to stepping to rounding, with one product for all input projections.
+    def steps(self, F: Any, length: int, inputs: Tensor) -> Tuple[Callable[[], Tensor], List[Any]]:
+        """Project a whole sequence in one product.
 
         Parameters
         ----------
-        length, inputs, begin_state, layout, merge_outputs, valid_length
-            As in Gluon's `RecurrentCell.unroll`; outputs are merged unless `merge_outputs` is False.
-        recurrent_mask : tensor (batch, hidden), optional
-            Multiplies the hidden state that the recurrent weights see, the same at each step.
-        noise : Noise, optional
-            Perturbs the hidden state of each step; its draw for the whole sequence is made at once.
+        F : module
+        length : int
+        inputs : tensor (T, batch, input size)
 
         Returns
         -------
-        (outputs, states)
-            Outputs in `layout`, and the states after the last step.
+        (function, list of function)
+            One that makes a tensor of the shape of all hidden states, (T * batch, hidden); and each step, a function
+            (what the recurrent weights multiply, states) -> (output, next states).
         """
-        if valid_length is not None:
-            if recurrent_mask is not None or noise is not None:
-                raise ValueError("valid_length does not go with recurrent_mask or noise here: wrap the cell instead")
-            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
-        self.reset()
-        inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
-        if F is mx.nd and inputs.shape[axis] != length:  # else broadcasting would hide it
-            raise ValueError(f"inputs of shape {inputs.shape} in layout {layout} have not {length} steps")
-        states = _get_begin_state(self, F, begin_state, inputs, batch_size)
-        if axis == 1:
-            inputs = F.swapaxes(inputs, 0, 1)
-        weights = block_parameters(self, inputs)
+        weights = self._weights(inputs)
         projected = self.project(F, F.reshape(inputs, shape=(-3, 0)), weights["i2h_weight"], weights["i2h_bias"])
-        deviations = [None] * length
-        if noise is not None:
-            like = F.slice_axis(projected, axis=1, begin=0, end=self._hidden_size)
-            deviations = _split_steps(F, noise.deviation(F, like), length)
-        outputs = []
-        for step, deviation in zip(_split_steps(F, projected, length), deviations):
-            previous = states[0] if recurrent_mask is None else F.broadcast_mul(states[0], recurrent_mask)
-            hidden, rest = self.transition(F, step, previous, states, weights["h2h_weight"], weights["h2h_bias"])
-            if noise is not None:
-                hidden = noise.combine(F, hidden, deviation)
-            states = [hidden] + rest
-            outputs.append(hidden)
-        return (outputs if merge_outputs is False else F.stack(*outputs, axis=axis)), states
+        recurrent = weights["h2h_weight"], weights["h2h_bias"]
+        steps = [partial(self._step, F, one, *recurrent) for one in _split_steps(F, projected, length)]
+        return partial(F.slice_axis, projected, axis=1, begin=0, end=self._hidden_size), steps
+
+    def _weights(self, inputs: Tensor) -> Dict[str, Tensor]:
+        try:
+            return block_parameters(self, inputs)
+        except DeferredInitializationError:  # the first inputs say of which size they are
+            self.i2h_weight.shape = (self.gates * self._hidden_size, inputs.shape[-1])
+            self.i2h_weight._finish_deferred_init()
+            return block_parameters(self, inputs)
+
+    def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
+        return run(self, F, length, inputs, states, Hooks())
 
 
-def _split_steps(F: Any, sequence: Any, length: int) -> List[Any]:
+def run(
+    cell: HybridRecurrentCell, F: Any, length: int, inputs: Tensor, states: States, hooks: Hooks
+) -> Tuple[Outputs, States]:
+    """Run all steps of any cell whose first state is its output, with what `hooks` add.
+
+    A cell that has `steps` does its input projections in one product, and what acts on its hidden states draws once for
+    the whole sequence. Any other cell is called step by step. Parameters and result are those of
+    `SequenceCell.sequence`.
+    """
+    for hook in hooks.inputs:
+        inputs = hook(inputs)
+    if hasattr(cell, "steps"):
+        like, steps = cell.steps(F, length, inputs)
+        drawn = [_split_steps(F, hook.deviation(F, like()), length) for hook in hooks.hidden]
+    else:
+        each = _split_steps(F, F.reshape(inputs, shape=(-3, -2)), length)
+        steps = [lambda previous, states, one=one: cell(one, [previous] + states[1:]) for one in each]
+        drawn = []
+    outputs = []
+    for number, step in enumerate(steps):
+        previous = states[0]
+        for hook in hooks.recurrent:
+            previous = hook(previous)
+        output, states = step(previous, states)
+        for layer, hook in enumerate(hooks.hidden):
+            deviation = drawn[layer][number] if drawn else hook.deviation(F, states[0])
+            hidden = hook.combine(F, states[0], deviation)
+            # Of a hybridized or a residual cell the output is another tensor: it moves by the same draw.
+            output = hidden if output is states[0] else hook.combine(F, output, deviation)
+            states = [hidden] + states[1:]
+        outputs.append(output)
+    if not hooks.outputs:
+        return outputs, states
+    sequence = F.stack(*outputs, axis=0)
+    for hook in hooks.outputs:
+        sequence = hook(sequence)
+    return sequence, states
+
+
+def _split_steps(F: Any, sequence: Tensor, length: int) -> List[Tensor]:
     """(length * batch, units), step after step -> a list of (batch, units)."""
     # With one output MXNet returns the tensor itself, and indexing that would take its first row.
     return [sequence] if length == 1 else list(F.split(sequence, num_outputs=length, axis=0))
 
 
-def _split_gates(F: Any, gates: Any, count: int) -> List[Any]:
+def _split_gates(F: Any, gates: Tensor, count: int) -> List[Tensor]:
     """(batch, count * hidden) -> `count` times (batch, hidden)."""
     # As an axis of its own: along one that is not the last, MXNet copies whole rows and not number by number.
     return F.split(F.reshape(gates, shape=(0, count, -1)), num_outputs=count, axis=1, squeeze_axis=True)
 
 
-def _sigmoid(F: Any, x: Any) -> Any:
+def _sigmoid(F: Any, x: Tensor) -> Tensor:
     return F.Activation(x, act_type="sigmoid")  # in vector instructions, which F.sigmoid is not
 
 
-def _tanh(F: Any, x: Any) -> Any:
+def _tanh(F: Any, x: Tensor) -> Tensor:
     return F.Activation(x, act_type="tanh")
 
 
 class ElmanCell(ProjectedCell, rnn.RNNCell):
     r"""Elman's recurrent cell, the plain RNN of the paper (section 2.1).
 
-    .. math:: h_t = f(U x_t + b_i + W h_{t-1} + b_h)
+    .. math:: h_t = f(U x_t + b + W h_{t-1} + b')
 
     Parameters
     ----------
     hidden_size : int
-    activation : {'tanh', 'sigmoid', 'relu'}
-    **kwargs
-        As `mxnet.gluon.rnn.RNNCell`.
+    activation : {'tanh', 'sigmoid', 'relu'}, default 'tanh'
+        f.
+    **options
+        Of `mxnet.gluon.rnn.RNNCell`.
+
+    Inputs:
+        - **inputs**: x_t, (batch, input size).
+        - **states**: [h_{t-1}], (batch, hidden).
+
+    Outputs:
+        - **output**: h_t, (batch, hidden).
+        - **next states**: [h_t].
     """
 
     def transition(
-        self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
-    ) -> Tuple[Any, List[Any]]:
+        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+    ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=self._hidden_size)
-        return F.Activation(projected + recurrent, act_type=self._activation), []
+        return self._get_activation(F, projected + recurrent, self._activation), []
+
+    def _get_activation(self, F: Any, inputs: Tensor, activation: Any, **options: Any) -> Tensor:
+        if activation in ACTIVATIONS:
+            return F.Activation(inputs, act_type=activation)  # in vector instructions, which F.tanh is not
+        return super()._get_activation(F, inputs, activation, **options)
 
 
 class LSTMCell(ProjectedCell, rnn.LSTMCell):
-    r"""Long short-term memory (Hochreiter and Schmidhuber, 1997); gates in Gluon's order i, f, g, o.
+    r"""Long short-term memory with a forget gate (Gers et al., 2000); gates in Gluon's order i, f, g, o.
 
     .. math::
-        i, f, o = \sigma(U x_t + W h_{t-1} + b), \quad g = \tanh(U x_t + W h_{t-1} + b) \\
-        c_t = f c_{t-1} + i g, \quad h_t = o \tanh(c_t)
+        i_t, f_t, o_t &= \sigma(U_{i,f,o}\, x_t + b_{i,f,o} + W_{i,f,o}\, h_{t-1} + b'_{i,f,o}) \\
+        g_t &= \tanh(U_g x_t + b_g + W_g h_{t-1} + b'_g) \\
+        c_t &= f_t c_{t-1} + i_t g_t, \quad h_t = o_t \tanh(c_t)
 
-    States: h_t, then c_t. Noise and recurrent masks act on h_t.
+    Noise and recurrent masks act on h, not on c.
+
+    Parameters
+    ----------
+    hidden_size : int
+    **options
+        Of `mxnet.gluon.rnn.LSTMCell`.
+
+    Inputs:
+        - **inputs**: x_t, (batch, input size).
+        - **states**: [h_{t-1}, c_{t-1}], each (batch, hidden).
+
+    Outputs:
+        - **output**: h_t, (batch, hidden).
+        - **next states**: [h_t, c_t].
     """
 
     gates = 4
 
     def transition(
-        self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
-    ) -> Tuple[Any, List[Any]]:
+        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+    ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=4 * self._hidden_size)
         update, forget, candidate, output = _split_gates(F, projected + recurrent, 4)
         memory = _sigmoid(F, forget) * states[1] + _sigmoid(F, update) * _tanh(F, candidate)
@@ -180,20 +326,36 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
 
 
 class GRUCell(ProjectedCell, rnn.GRUCell):
-    r"""Gated recurrent unit (Cho et al., 2014); gates in Gluon's order r, z, n.
+    r"""Gated recurrent unit (Cho et al., 2014) in cuDNN's and Gluon's variant: the reset gate acts after the product.
 
     .. math::
-        r, u = \sigma(U x_t + W h_{t-1} + b), \quad n = \tanh(U_n x_t + b + r (W_n h_{t-1} + b')) \\
-        h_t = (1 - u) n + u h_{t-1}
+        r_t, u_t &= \sigma(U_{r,u}\, x_t + b_{r,u} + W_{r,u}\, h_{t-1} + b'_{r,u}) \\
+        n_t &= \tanh(U_n x_t + b_n + r_t (W_n h_{t-1} + b'_n)) \\
+        h_t &= (1 - u_t)\, n_t + u_t h_{t-1}
 
-    A recurrent mask acts on what W multiplies, not on the h_{t-1} that u carries over.
+    Gates are in Gluon's order r, u (there z), n. A recurrent mask acts on what W multiplies, not on the h_{t-1} that
+    u_t carries over.
+
+    Parameters
+    ----------
+    hidden_size : int
+    **options
+        Of `mxnet.gluon.rnn.GRUCell`.
+
+    Inputs:
+        - **inputs**: x_t, (batch, input size).
+        - **states**: [h_{t-1}], (batch, hidden).
+
+    Outputs:
+        - **output**: h_t, (batch, hidden).
+        - **next states**: [h_t].
     """
 
     gates = 3
 
     def transition(
-        self, F: Any, projected: Any, previous: Any, states: List[Any], h2h_weight: Any, h2h_bias: Any
-    ) -> Tuple[Any, List[Any]]:
+        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+    ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=3 * self._hidden_size)
         input_reset, input_update, input_candidate = _split_gates(F, projected, 3)
         hidden_reset, hidden_update, hidden_candidate = _split_gates(F, recurrent, 3)
@@ -206,184 +368,62 @@ class GRUCell(ProjectedCell, rnn.GRUCell):
 CELLS: Dict[str, Type[ProjectedCell]] = {"rnn": ElmanCell, "lstm": LSTMCell, "gru": GRUCell}
 
 
-class WrapperCell(ModifierCell):
-    """A modifier under which a cell's weights keep the names that they have in `save_parameters` without it."""
+def is_stochastic(cell: HybridRecurrentCell) -> bool:
+    """Return whether a cell is random in train mode: what it says itself, else whether a cell inside it is."""
+    answer = getattr(cell, "stochastic", None)
+    return any(map(is_stochastic, cell._children.values())) if answer is None else answer
 
-    def _collect_params_with_prefix(self, prefix: str = "") -> Dict[str, Any]:
-        named = self.base_cell._collect_params_with_prefix(prefix)
-        for name, child in self._children.items():
-            if child is not self.base_cell:
-                named.update(child._collect_params_with_prefix(f"{prefix}.{name}" if prefix else name))
-        return named
+
+def begin_sequence(cell: HybridRecurrentCell, states: Sequence[Tensor]) -> States:
+    """Return the states that a cell begins a new sequence with: what it says itself, else what the cells inside it do.
+
+    A cell of Gluon's has its children's states, one child after the other; without children it carries all of them on.
+    """
+    if hasattr(cell, "begin_sequence"):
+        return cell.begin_sequence(list(states))
+    begun: States = []
+    for child in cell._children.values():
+        if isinstance(child, rnn.RecurrentCell):
+            begun += begin_sequence(child, states[len(begun) : len(begun) + len(child.state_info())])
+    return begun or list(states)
+
+
+class CellStack(rnn.HybridSequentialRNNCell):
+    """Cells on top of one another: Gluon's sequential cell, which says what is random in it and renews that."""
+
+    def __iter__(self) -> Iterator[HybridRecurrentCell]:
+        return iter(self._children.values())
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any of the cells is random in train mode."""
+        return any(map(is_stochastic, self))
+
+    def begin_sequence(self, states: States) -> States:
+        """Return the same carried states, with what is drawn once a sequence drawn anew."""
+        begun: States = []
+        for cell in self:
+            begun += begin_sequence(cell, states[len(begun) : len(begun) + len(cell.state_info())])
+        return begun
 
     def unroll(
         self,
         length: int,
-        inputs: Any,
-        begin_state: Optional[List[Any]] = None,
+        inputs: Outputs,
+        begin_state: Optional[States] = None,
         layout: str = "NTC",
         merge_outputs: Optional[bool] = None,
-        valid_length: Any = None,
-    ) -> Tuple[Any, List[Any]]:
-        """As `ProjectedCell.unroll`: noise of all steps in one draw, masks as `begin_state` holds them."""
-        if valid_length is not None:
-            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
-        return self._unroll(length, inputs, begin_state, layout, merge_outputs)
-
-    def _unroll(
-        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
-    ) -> Tuple[Any, List[Any]]:
-        raise TypeError(f"{type(self).__name__} does not define _unroll")
-
-
-class NoisyCell(WrapperCell):
-    r"""Inject unbiased noise into the hidden state of a cell: NOISIN (paper, section 3).
-
-    .. math:: h_t = f(x_t, z_{t-1}), \quad z_t \sim noise(h_t, \gamma), \quad E[z_t | z_{t-1}] = h_t
-
-    One draw a unit and step: the output and the state that the next step sees are the same z_t. The noise acts in
-    Gluon's train mode and is off in predict mode.
-
-    Parameters
-    ----------
-    base_cell : ProjectedCell
-    noise : Noise
-
-    Inputs:
-        - **inputs**: (batch, input size).
-        - **states**: the base cell's list; the hidden state first, (batch, hidden).
-
-    Outputs:
-        - **output**: z_t, (batch, hidden).
-        - **next states**: z_t, then the base cell's other states, untouched.
-    """
-
-    def __init__(self, base_cell: ProjectedCell, noise: Noise) -> None:
-        super().__init__(base_cell)
-        self.noise = noise
-
-    def _alias(self) -> str:
-        return "noisy"
-
-    def begin_state(self, batch_size: int = 0, func: Callable = mx.nd.zeros, **kwargs: Any) -> List[Any]:
-        """Zero states; `func` defaults to `nd.zeros` as it does in a plain cell."""
-        return super().begin_state(func=func, batch_size=batch_size, **kwargs)
-
-    def hybrid_forward(self, F: Any, inputs: Any, states: List[Any]) -> Tuple[Any, List[Any]]:
-        hidden, states = self.base_cell(inputs, states)
-        noisy = self.noise(hidden)
-        return noisy, [noisy] + states[1:]
-
-    def _unroll(
-        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
-    ) -> Tuple[Any, List[Any]]:
-        with _unmodified(self.base_cell):
-            return self.base_cell.unroll(length, inputs, begin_state, layout, merge_outputs, noise=self.noise)
-
-
-class VariationalDropoutCell(WrapperCell):
-    r"""Dropout with one mask a sequence on inputs, recurrent state and outputs (Gal and Ghahramani, 2016).
-
-    .. math:: h_t = f(m_x x_t,\; m_h h_{t-1}), \quad y_t = m_y h_t, \quad m \sim Bernoulli(1 - p) / (1 - p)
-
-    The masks are the last three states: `begin_state` draws them, every step and `unroll` use and return them
-    unchanged, and `begin_sequence` draws new ones for the next sequence. Nothing random stays on the cell. They act in
-    Gluon's train mode and are ignored in predict mode.
-
-    Parameters
-    ----------
-    base_cell : ProjectedCell
-        With its input size given (a mask needs a shape before the first input is seen).
-    inputs, states, outputs : float, default 0
-        Dropout rates p.
-
-    Raises
-    ------
-    ValueError
-        For a rate outside [0, 1).
-    """
-
-    def __init__(
-        self, base_cell: ProjectedCell, inputs: float = 0.0, states: float = 0.0, outputs: float = 0.0
-    ) -> None:
-        super().__init__(base_cell)
-        self._rates = (inputs, states, outputs)
-        for name, rate in zip(MASKS, self._rates):
-            if not 0 <= rate < 1:
-                raise ValueError(f"dropout rate of {name} is {rate}: it must be at least 0 and below 1")
-
-    def _alias(self) -> str:
-        return "vardrop"
-
-    def _mask_shapes(self, batch_size: int) -> List[Tuple[int, int]]:
-        hidden = self.base_cell._hidden_size
-        return [(batch_size, self.base_cell._input_size), (batch_size, hidden), (batch_size, hidden)]
-
-    def state_info(self, batch_size: int = 0) -> List[Dict[str, Any]]:
-        masks = [{"shape": shape, "__layout__": "NC"} for shape in self._mask_shapes(batch_size)]
-        return self.base_cell.state_info(batch_size) + masks
-
-    def begin_state(self, batch_size: int = 0, func: Callable = mx.nd.zeros, **kwargs: Any) -> List[Any]:
-        """Zero states and freshly drawn masks."""
-        with _unmodified(self.base_cell):
-            states = self.base_cell.begin_state(batch_size=batch_size, func=func, **kwargs)
-        context = kwargs.get("ctx")
-        return states + [
-            draw_mask(shape, rate, context) for shape, rate in zip(self._mask_shapes(batch_size), self._rates)
-        ]
-
-    def begin_sequence(self, states: List[Any]) -> List[Any]:
-        """The same carried states with new masks: call it where a new sequence (a BPTT segment) begins."""
-        carried = states[: -len(MASKS)]
-        batch_size, context = carried[0].shape[0], carried[0].context
-        shapes = self._mask_shapes(batch_size)
-        return carried + [draw_mask(shape, rate, context) for shape, rate in zip(shapes, self._rates)]
-
-    def hybrid_forward(self, F: Any, inputs: Any, states: List[Any]) -> Tuple[Any, List[Any]]:
-        # One step is a sequence of one: `unroll` applies each mask where it belongs.
-        outputs, states = self.unroll(1, F.expand_dims(inputs, axis=0), states, layout="TNC", merge_outputs=False)
-        return outputs[0], states
-
-    def _unroll(
-        self, length: int, inputs: Any, begin_state: Optional[List[Any]], layout: str, merge_outputs: Optional[bool]
-    ) -> Tuple[Any, List[Any]]:
-        inputs, axis, F, batch_size = _format_sequence(length, inputs, layout, True)
-        if begin_state is None and F is mx.sym:
-            raise ValueError("masks cannot be drawn inside a graph: give begin_state, made by cell.begin_state")
-        begin_state = _get_begin_state(self, F, begin_state, inputs, batch_size)
-        states, masks = begin_state[: -len(MASKS)], begin_state[-len(MASKS) :]
-        input_mask, recurrent_mask, output_mask = (
-            active_mask(F, mask) if rate else None for mask, rate in zip(masks, self._rates)
-        )
-        if input_mask is not None:
-            inputs = F.broadcast_mul(inputs, F.expand_dims(input_mask, axis=axis))
-        with _unmodified(self.base_cell):
-            outputs, states = self.base_cell.unroll(length, inputs, states, layout, True, recurrent_mask=recurrent_mask)
-        if output_mask is not None:
-            outputs = F.broadcast_mul(outputs, F.expand_dims(output_mask, axis=axis))
-        return _format_sequence(length, outputs, layout, merge_outputs)[0], states + masks
-
-
-def draw_mask(shape: Tuple[int, ...], rate: float, context: Optional[mx.Context] = None) -> mx.nd.NDArray:
-    """A dropout mask of entries 0 or 1 / (1 - rate), drawn from ones (never from the data) in either Gluon mode."""
-    ones = mx.nd.ones(shape, ctx=context)
-    return mx.nd.Dropout(ones, p=rate, mode="always") if rate else ones
-
-
-def active_mask(F: Any, mask: Any) -> Any:
-    """The (rows, units) mask in train mode, ones in predict mode, decided when the graph runs."""
-    one = F.slice(mask, begin=(0, 0), end=(1, 1))
-    return 1 + F.broadcast_mul(mask - 1, training_gate(F, one))
-
-
-@contextmanager
-def _unmodified(cell: HybridRecurrentCell) -> Iterator[None]:
-    """Let a wrapper use its base cell, which Gluon otherwise refuses to a caller as already modified."""
-    cell._modified = False
-    try:
-        yield
-    finally:
-        cell._modified = True
+        valid_length: Optional[Tensor] = None,
+    ) -> Tuple[Outputs, States]:
+        """Unroll layer by layer, as Gluon's sequential cell, with one tensor between two layers."""
+        self.reset()
+        after: States = []
+        for layer, cell in enumerate(self):
+            own = None if begin_state is None else begin_state[len(after) : len(after) + len(cell.state_info())]
+            merged = merge_outputs if layer == len(self) - 1 else True
+            inputs, states = cell.unroll(length, inputs, own, layout, merged, valid_length)
+            after += states
+        return inputs, after
 
 
 def make_cells(
@@ -392,8 +432,7 @@ def make_cells(
     layers: int,
     input_size: int,
     activation: Optional[str] = None,
-    noises: Optional[Sequence[Noise]] = None,
-    dropout: Optional[Sequence[Dict[str, float]]] = None,
+    regularise: Optional[Callable[[HybridRecurrentCell, int], HybridRecurrentCell]] = None,
     recurrent_init: str = "orthogonal",
     init_scale: float = 0.1,
     forget_bias: float = 0.0,
@@ -407,75 +446,39 @@ def make_cells(
     hidden, layers, input_size : int
     activation : {'tanh', 'sigmoid', 'relu'}
         Of the Elman RNN only.
-    noises : sequence of Noise, optional
-        One a layer: NOISIN.
-    dropout : sequence of dict with 'inputs', 'states', 'outputs', optional
-        Rates of variational dropout, one dict a layer.
+    regularise : function (cell, layer) -> cell, optional
+        What to stack instead of the plain cell of a layer, counted from 0 at the bottom.
     recurrent_init : {'orthogonal', 'identity', 'uniform'}
         Of each hidden-to-hidden matrix (of each gate's, in LSTM and GRU).
     init_scale : float, default 0.1
         Half-width of the uniform distribution that input weights start from.
     forget_bias : float, default 0
         Where the LSTM's forget-gate bias starts.
+    prefix : str, default ''
+        Of the names of all parameters.
+
+    Returns
+    -------
+    CellStack
+        With parameters not yet initialised.
+
+    Raises
+    ------
+    ValueError
+        For an unknown `recurrent_init`.
     """
-    if noises is not None and dropout is not None:
-        raise ValueError("a cell takes noise or variational dropout, not both")
     stack = CellStack(prefix=prefix)
-    with stack.name_scope():
-        for layer in range(layers):
-            options: Dict[str, Any] = {
-                "i2h_weight_initializer": mx.init.Uniform(init_scale),
-                "h2h_weight_initializer": RecurrentInit(recurrent_init, init_scale),
-                "input_size": input_size if layer == 0 else hidden,
-                "prefix": f"l{layer}_",
-            }
-            if cell == "rnn":
-                options["activation"] = activation
-            if cell == "lstm":
-                options["i2h_bias_initializer"] = mx.init.LSTMBias(forget_bias)
-            base = CELLS[cell](hidden, **options)
-            if noises is not None:
-                base = NoisyCell(base, noises[layer])
-            elif dropout is not None:
-                base = VariationalDropoutCell(base, **dropout[layer])
-            stack.add(base)
+    for layer in range(layers):
+        options: Dict[str, Any] = {
+            "i2h_weight_initializer": mx.init.Uniform(init_scale),
+            "h2h_weight_initializer": RecurrentInit(recurrent_init, init_scale),
+            "input_size": input_size if layer == 0 else hidden,
+            "prefix": f"{prefix}l{layer}_",
+        }
+        if cell == "rnn":
+            options["activation"] = activation
+        if cell == "lstm":
+            options["i2h_bias_initializer"] = mx.init.LSTMBias(forget_bias)
+        plain = CELLS[cell](hidden, **options)
+        stack.add(regularise(plain, layer) if regularise else plain)
     return stack
-
-
-class CellStack(rnn.HybridSequentialRNNCell):
-    """Cells on top of one another: Gluon's sequential cell, and `begin_sequence` for cells with masks."""
-
-    def __iter__(self) -> Iterator[HybridRecurrentCell]:
-        return iter(self._children.values())
-
-    def begin_sequence(self, states: List[Any]) -> List[Any]:
-        """The same carried states with new masks in every cell that has them."""
-        renewed: List[Any] = []
-        for cell in self:
-            own = states[len(renewed) : len(renewed) + len(cell.state_info())]
-            renewed += cell.begin_sequence(own) if isinstance(cell, VariationalDropoutCell) else own
-        return renewed
-
-
-@mx.init.register
-class RecurrentInit(mx.init.Initializer):
-    """Initialise hidden-to-hidden weights gate by gate: orthogonal, identity, or uniform in (-scale, scale)."""
-
-    def __init__(self, kind: str = "orthogonal", scale: float = 0.1) -> None:
-        if kind not in RECURRENT_INITS:
-            raise ValueError(f"recurrent_init is '{kind}': it must be one of {', '.join(RECURRENT_INITS)}")
-        super().__init__(kind=kind, scale=scale)
-        self._kind = kind
-        self._scale = scale
-
-    def _init_weight(self, name: Any, arr: mx.nd.NDArray) -> None:
-        hidden = arr.shape[1]
-        for start in range(0, arr.shape[0], hidden):
-            block = arr[start : start + hidden]
-            if self._kind == "orthogonal":
-                # MXNet's own Orthogonal draws from NumPy's global state; this follows mx.random.seed like the rest.
-                block[:] = mx.nd.linalg.gelqf(mx.nd.random.normal(shape=(hidden, hidden), ctx=arr.context))[0]
-            elif self._kind == "identity":
-                block[:] = mx.nd.eye(hidden, ctx=arr.context)
-            else:
-                block[:] = mx.nd.random.uniform(-self._scale, self._scale, shape=block.shape, ctx=arr.context)

@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-from noisin.cells import ACTIVATIONS, CELLS, RECURRENT_INITS
+from noisin.cells import ACTIVATIONS, CELLS
 from noisin.data import OWN_VOCABULARY
 from noisin.errors import UserError, quoted
+from noisin.initializers import RECURRENT_INITS
 from noisin.noise import FAMILIES, MODES, make_family
 from noisin.published import NAMES
 

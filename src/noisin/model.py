@@ -8,9 +8,11 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from noisin.cells import MASKS, CellStack, VariationalDropoutCell, active_mask, draw_mask, make_cells
+from noisin.cells import CellStack, HybridRecurrentCell, make_cells
 from noisin.config import Config
-from noisin.noise import Noise, block_parameters, make_family
+from noisin.graphs import Tensor, block_parameters, traced_for
+from noisin.noise import Noise, make_family
+from noisin.regularisers import MASKS, NoisyCell, VariationalDropoutCell, active_mask, check_rate, draw_mask, noises
 
 # MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
@@ -66,8 +68,7 @@ class LanguageModel(HybridBlock):
         params: Any = None,
     ) -> None:
         super().__init__(prefix=prefix, params=params)
-        if not 0 <= embedding_dropout < 1:
-            raise ValueError(f"dropout rate of the embedding is {embedding_dropout}: it must be from 0 to below 1")
+        check_rate("the embedding", embedding_dropout)
         if tied and embedding != hidden:
             raise ValueError(f"embedding is {embedding} and hidden {hidden}: a tied decoder needs both of one size")
         self.vocabulary_size = vocabulary_size
@@ -91,13 +92,12 @@ class LanguageModel(HybridBlock):
     @property
     def stochastic(self) -> bool:
         """Whether noise or dropout acts in train mode."""
-        masked = any(isinstance(cell, VariationalDropoutCell) for cell in self.cells)
-        return masked or bool(self.noises) or self.input_noise is not None or self._embedding_dropout > 0
+        return self.cells.stochastic or self.input_noise is not None or self._embedding_dropout > 0
 
     @property
     def noises(self) -> List[Noise]:
         """The noise of each layer, bottom first; empty for a deterministic or dropout model."""
-        return [cell.noise for cell in self.cells if hasattr(cell, "noise")]
+        return noises(self.cells)
 
     def begin_state(self, batch_size: int, ctx: Optional[mx.Context] = None) -> List[mx.nd.NDArray]:
         """Zero hidden states for `batch_size` sequences, with freshly drawn dropout masks where there are any."""
@@ -113,15 +113,25 @@ class LanguageModel(HybridBlock):
     def _embedding_mask(self, batch_size: int, ctx: Optional[mx.Context]) -> List[mx.nd.NDArray]:
         if not self._embedding_dropout:
             return []
-        return [draw_mask((batch_size, self.vocabulary_size), self._embedding_dropout, ctx)]
+        ones = mx.nd.ones((batch_size, self.vocabulary_size), ctx)
+        return [draw_mask(mx.nd, ones, self._embedding_dropout)]
 
     def hybrid_forward(
-        self, F: Any, tokens: Any, states: List[Any], embedding_weight: Any, decoder_weight: Any, decoder_bias: Any
-    ) -> Tuple[Any, List[Any]]:
+        self,
+        F: Any,
+        tokens: Tensor,
+        states: List[Tensor],
+        embedding_weight: Tensor,
+        decoder_weight: Tensor,
+        decoder_bias: Tensor,
+    ) -> Tuple[Tensor, List[Tensor]]:
         # A step is an unroll of length one, whose weights come from the parameters themselves.
-        return self.unroll(1, F.expand_dims(tokens, axis=0), states)
+        operands, states = self._operands(1, F.expand_dims(tokens, axis=0), states)
+        return F.FullyConnected(*operands, num_hidden=self.vocabulary_size), states
 
-    def unroll(self, length: int, tokens: Any, states: List[Any], dtype: str = "float32") -> Tuple[Any, List[Any]]:
+    def unroll(
+        self, length: int, tokens: Tensor, states: List[Tensor], dtype: str = "float32"
+    ) -> Tuple[Tensor, List[Tensor]]:
         """Predict the word after each of `length` words.
 
         Parameters
@@ -149,8 +159,10 @@ class LanguageModel(HybridBlock):
             logits = F.amp_cast(logits, dtype="float32")
         return logits, states
 
-    def decoder_operands(self, length: int, tokens: Any, states: List[Any], dtype: str) -> Tuple[List[Any], List[Any]]:
-        """What `unroll` multiplies: [hidden states (T * B, H), decoder's weight (V, H), its bias (V,)], and the states.
+    def decoder_operands(
+        self, length: int, tokens: Tensor, states: List[Tensor], dtype: str
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """Return what `unroll` multiplies, [hidden states (T * B, H), weight (V, H), bias (V,)], and the next states.
 
         Hidden states and weight are of `dtype`, the bias float32.
 
@@ -162,6 +174,14 @@ class LanguageModel(HybridBlock):
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is '{dtype}': it must be float32 or bfloat16")
         F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
+        with traced_for("training"):
+            operands, states = self._operands(length, tokens, states)
+        if dtype == "bfloat16":
+            operands[:2] = [F.amp_cast(operand, dtype=BFLOAT16) for operand in operands[:2]]
+        return operands, states
+
+    def _operands(self, length: int, tokens: Tensor, states: List[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+        F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
         weights = block_parameters(self, tokens)
         carried, masks = states[: self._carried], states[self._carried :]
         embedded = F.Embedding(
@@ -172,12 +192,10 @@ class LanguageModel(HybridBlock):
         if self.input_noise is not None:
             embedded = self.input_noise(embedded)
         hidden, carried = self.cells.unroll(length, embedded, carried, layout="TNC", merge_outputs=True)
-        operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"]]
-        if dtype == "bfloat16":
-            operands = [F.amp_cast(operand, dtype=BFLOAT16) for operand in operands]
-        return [*operands, weights["decoder_bias"]], carried + masks
+        operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"], weights["decoder_bias"]]
+        return operands, carried + masks
 
-    def _by_word_type(self, F: Any, mask: Any, tokens: Any) -> Any:
+    def _by_word_type(self, F: Any, mask: Tensor, tokens: Tensor) -> Tensor:
         """Entry [b, tokens[t, b]] of a (B, V) mask for each t and b: the same for each use of a word in a sequence."""
         # In whole numbers: B * V may be more than float32 can count to.
         rows = F.cast(F.contrib.arange_like(tokens, axis=1), dtype="int32")
@@ -195,14 +213,22 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         return Noise(family, gamma, config.noise_mode, learned, config.lower_bound, prefix=f"{prefix}_noise_")
 
     noisy = config.method in ("noisin", "noisin*")
+    gammas = config.layer_gammas()
+
+    def regularise(cell: HybridRecurrentCell, layer: int) -> HybridRecurrentCell:
+        if noisy:
+            return NoisyCell(cell, noise(gammas[layer], f"l{layer}"))
+        if config.method == "dropout":
+            return VariationalDropoutCell(cell, **_rates(config, layer))
+        return cell
+
     cells = make_cells(
         config.cell,
         config.hidden,
         config.layers,
         input_size=config.embedding or config.hidden,
         activation=config.activation,
-        noises=[noise(gamma, f"l{layer}") for layer, gamma in enumerate(config.layer_gammas())] if noisy else None,
-        dropout=_layer_rates(config) if config.method == "dropout" else None,
+        regularise=regularise,
         recurrent_init=config.recurrent_init,
         init_scale=config.init_scale,
         forget_bias=config.forget_bias,
@@ -221,9 +247,8 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
     )
 
 
-def _layer_rates(config: Config) -> List[Dict[str, float]]:
-    """Rates of variational dropout in each layer, bottom first."""
+def _rates(config: Config, layer: int) -> Dict[str, float]:
+    """Rates of variational dropout in a layer, counted from 0 at the bottom."""
     rates = {name: getattr(config, f"dropout_{name}") for name in MASKS}
-    if config.dropout_output_layers == "every":
-        return [rates] * config.layers
-    return [{**rates, "outputs": 0.0}] * (config.layers - 1) + [rates]
+    inner = config.dropout_output_layers == "top" and layer < config.layers - 1
+    return {**rates, "outputs": 0.0} if inner else rates

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Type
+from typing import Any, Dict, Type, Union
 
 import mxnet as mx
+from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
+from noisin.graphs import Tensor, block_parameters, purpose, training_gate
 from noisin.normals import normal_like
 
 FAMILIES: Dict[str, Type[NoiseFamily]] = {}
@@ -39,7 +41,7 @@ class NoiseFamily:
             raise TypeError(f"{cls.__name__} needs a `name` of its own")
         FAMILIES[cls.name] = cls
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         """Draw eps, independent in every element.
 
         Parameters
@@ -88,7 +90,7 @@ def _check_range(family: NoiseFamily, parameter: str, low: float, high: float) -
         raise ValueError(f"{parameter} of noise family '{family.name}' is {value}: it must be from {low:g} to {high:g}")
 
 
-def _open_uniform(F: Any, like: Any) -> Any:
+def _open_uniform(F: Any, like: Tensor) -> Tensor:
     """U(0, 1), open at both ends: safe to take a logarithm of U and of 1 - U."""
     return F.clip(F.random.uniform_like(like), _UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
 
@@ -99,7 +101,7 @@ class Gaussian(NoiseFamily):
 
     name = "gaussian"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return normal_like(F, like)
 
 
@@ -109,7 +111,7 @@ class Laplace(NoiseFamily):
 
     name = "laplace"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return (F.random.exponential_like(like) - F.random.exponential_like(like)) / math.sqrt(2)
 
 
@@ -119,7 +121,7 @@ class Logistic(NoiseFamily):
 
     name = "logistic"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         uniform = _open_uniform(F, like)
         return (F.log(uniform) - F.log(1 - uniform)) * (math.sqrt(3) / math.pi)
 
@@ -130,7 +132,7 @@ class Gumbel(NoiseFamily):
 
     name = "gumbel"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         gumbel = -F.log(-F.log(_open_uniform(F, like)))
         return (gumbel - 0.5772156649015329) * (math.sqrt(6) / math.pi)
 
@@ -141,7 +143,7 @@ class Uniform(NoiseFamily):
 
     name = "uniform"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return (F.random.uniform_like(like) - 0.5) * (2 * math.sqrt(3))
 
 
@@ -158,7 +160,7 @@ class Bernoulli(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "p", 0.001, 0.999)
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         kept = F.random.uniform_like(like) < self.p
         return (kept - self.p) / math.sqrt(self.p * (1 - self.p))
 
@@ -169,7 +171,7 @@ class Exponential(NoiseFamily):
 
     name = "exponential"
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return F.random.exponential_like(like) - 1
 
 
@@ -183,7 +185,7 @@ class Gamma(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "k", 0.1, 1e4)
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return (F.random.gamma_like(like, alpha=self.k, beta=1.0) - self.k) / math.sqrt(self.k)
 
 
@@ -197,7 +199,7 @@ class ChiSquare(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "k", 0.2, 2e4)
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         chi_square = F.random.gamma_like(like, alpha=self.k / 2, beta=2.0)
         return (chi_square - self.k) / math.sqrt(2 * self.k)
 
@@ -215,7 +217,7 @@ class Beta(NoiseFamily):
         _check_range(self, "a", 0.5, 1e4)
         _check_range(self, "b", 0.5, 1e4)
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         first = F.random.gamma_like(like, alpha=self.a, beta=1.0)
         second = F.random.gamma_like(like, alpha=self.b, beta=1.0)
         total = self.a + self.b
@@ -233,17 +235,8 @@ class Poisson(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "lam", 0.01, 1e4)
 
-    def sample(self, F: Any, like: Any) -> Any:
+    def sample(self, F: Any, like: Tensor) -> Tensor:
         return (F.random.poisson_like(like, lam=self.lam) - self.lam) / math.sqrt(self.lam)
-
-
-def training_gate(F: Any, like: Any) -> Any:
-    """1 in Gluon's train mode and 0 in predict mode, of the shape of `like`, decided each time the graph runs.
-
-    `autograd.is_training()` would be fixed when a hybridized graph is traced. Dropout is the one operator that asks at
-    run time: on a one, with p = 1/2, it returns 0 or 2 in training and 1 otherwise, so its distance from 1 is the gate.
-    """
-    return F.abs(F.Dropout(F.ones_like(like), p=0.5, mode="training") - 1)
 
 
 class Noise(HybridBlock):
@@ -252,15 +245,16 @@ class Noise(HybridBlock):
     .. math:: z = h + \gamma\epsilon \quad\text{or}\quad z = h(1 + \gamma\epsilon)
 
     The noise acts in Gluon's train mode (`autograd.record()`, `autograd.train_mode()`) and is off in predict mode,
-    as `gluon.nn.Dropout`.
+    as `gluon.nn.Dropout`. A hybridized network holds operators of MXNet's only: once exported, it loads where this
+    package is not installed. `graphs.traced_for` makes a graph that trains faster, or one for prediction without draws.
 
     Parameters
     ----------
-    family : NoiseFamily
-        The distribution of eps.
+    family : NoiseFamily or str, default 'gaussian'
+        The distribution of eps, or its name.
     gamma : float, default 0.1
         Spread: the fixed one, or where a learned one starts.
-    mode : {'additive', 'multiplicative'}
+    mode : {'additive', 'multiplicative'}, default 'additive'
     learned : bool, default False
         Learn gamma with the weights, as gamma = lower_bound + softplus(rho).
     lower_bound : float, default 0.1
@@ -275,12 +269,28 @@ class Noise(HybridBlock):
     Raises
     ------
     ValueError
-        For an unknown mode, a negative or non-finite spread, or a learned gamma that starts at or below its bound.
+        For an unknown family or mode, a negative or non-finite spread, or a learned gamma that starts at or below its
+        bound.
+    TypeError
+        For a family that is neither a name nor a `NoiseFamily`.
+
+    Examples
+    --------
+    >>> from mxnet import autograd, nd
+    >>> noise = Noise("gaussian", gamma=0.5)
+    >>> noise.initialize()
+    >>> hidden = nd.ones((100, 100))
+    >>> bool((noise(hidden) == hidden).asnumpy().all())  # predict mode
+    True
+    >>> with autograd.train_mode():
+    ...     noisy = noise(hidden)
+    >>> round(noisy.asnumpy().std(), 1), noise.gamma
+    (0.5, 0.5)
     """
 
     def __init__(
         self,
-        family: NoiseFamily,
+        family: Union[str, NoiseFamily] = "gaussian",
         gamma: float = 0.1,
         mode: str = "additive",
         learned: bool = False,
@@ -289,6 +299,9 @@ class Noise(HybridBlock):
         params: Any = None,
     ) -> None:
         super().__init__(prefix=prefix, params=params)
+        family = make_family(family) if isinstance(family, str) else family
+        if not isinstance(family, NoiseFamily):
+            raise TypeError(f"{family!r} is no noise family: give a name or an instance of NoiseFamily")
         if mode not in MODES:
             raise ValueError(f"noise mode is '{mode}': it must be one of {', '.join(MODES)}")
         if not 0 <= gamma < math.inf:
@@ -315,24 +328,31 @@ class Noise(HybridBlock):
     def gamma(self) -> float:
         """The spread as it now stands."""
         learned = "rho" in self._reg_params
-        value = (self.rho if learned else self.fixed_gamma).data()
+        value = (self.rho if learned else self.fixed_gamma).list_data()[0]  # the same on every context
         return float((self._softplus(mx.nd, value) if learned else value).asscalar())
 
-    def _softplus(self, F: Any, rho: Any) -> Any:
+    def _softplus(self, F: Any, rho: Tensor) -> Tensor:
         # Not oneDNN's softrelu, which is off by 2e-6: below 0, and without a gradient, where it should be nearly 0.
         return F.where(rho > 20, rho, F.log1p(F.exp(F.minimum(rho, 20)))) + self._lower_bound
 
-    def deviation(self, F: Any, like: Any) -> Any:
+    def deviation(self, F: Any, like: Tensor) -> Tensor:
         """Draw gamma * eps of the shape of `like`: the relative or absolute deviation, 0 in predict mode."""
         parameters = block_parameters(self, like)
         gamma = self._softplus(F, parameters["rho"]) if "rho" in parameters else parameters["fixed_gamma"]
         # Flat, so that the one-element spread broadcasts over a tensor of any rank. Drawn before the gate, which takes
         # from the same random stream, as in a traced graph: the two then agree draw for draw.
-        eps = F.reshape(self.family.sample(F, like), shape=(-1,))
+        eps = F.reshape(self._eps(F, like), shape=(-1,))
         spread = gamma * training_gate(F, gamma)
         return F.reshape_like(F.broadcast_mul(eps, spread), like)
 
-    def combine(self, F: Any, hidden: Any, deviation: Any) -> Any:
+    def _eps(self, F: Any, like: Tensor) -> Tensor:
+        if F is mx.sym:
+            off = purpose() == "prediction"
+        else:
+            off = not autograd.is_training()
+        return F.zeros_like(like) if off else self.family.sample(F, like)
+
+    def combine(self, F: Any, hidden: Tensor, deviation: Tensor) -> Tensor:
         """Combine h with its deviation; `broadcast_add` because `+` has wrong gradients here (apache/mxnet#20293)."""
         if self.mode == "additive":
             return F.broadcast_add(hidden, deviation)
@@ -341,16 +361,9 @@ class Noise(HybridBlock):
     def reset(self) -> None:
         """Nothing to reset: a recurrent cell that holds noise calls this on each of its children."""
 
-    def hybrid_forward(self, F: Any, hidden: Any, **_parameters: Any) -> Any:
+    def hybrid_forward(self, F: Any, hidden: Tensor, **_parameters: Tensor) -> Tensor:
         return self.combine(F, hidden, self.deviation(F, hidden))
 
     def __repr__(self) -> str:
         spread = "learned gamma" if "rho" in self._reg_params else "fixed gamma"
         return f"Noise({self.family}, {self.mode}, {spread})"
-
-
-def block_parameters(block: HybridBlock, like: Any) -> Dict[str, Any]:
-    """The block's own parameters by attribute name: symbols while a graph is traced, else arrays where `like` lies."""
-    if isinstance(like, mx.sym.Symbol):
-        return {name: parameter.var() for name, parameter in block._reg_params.items()}
-    return {name: parameter.data(like.context) for name, parameter in block._reg_params.items()}

@@ -10,12 +10,14 @@ import numpy as np
 
 from noisin import compiled
 from noisin.compiled import ARRAY, NUMBER
+from noisin.graphs import Tensor, purpose
 
 
-def normal_like(F: Any, like: Any) -> Any:
-    """Standard normal draws, independent in every element.
+def normal_like(F: Any, like: Tensor) -> Tensor:
+    """Draw standard normals, independent in every element.
 
-    They follow `mx.random.seed`: each call takes its key from MXNet's generator.
+    They follow `mx.random.seed`: compiled code takes its key from MXNet's generator. A graph has the compiled code only
+    if it is traced for training, and then does not draw in predict mode but returns zeros.
 
     Parameters
     ----------
@@ -29,11 +31,11 @@ def normal_like(F: Any, like: Any) -> Any:
     NDArray or Symbol
         Of the shape of `like`; drawn as float32.
     """
-    if _GPU_BUILD:
+    if _GPU_BUILD or (F is mx.sym and purpose() != "training"):
         return F.random.normal_like(like)
     key = F.random.uniform(shape=(4,))
     # Blocked before the operator, so that a backward pass does not come to it at all.
-    return F.Custom(key, F.BlockGrad(like), op_type="noisin_normals")
+    return F.Custom(key, F.BlockGrad(like), op_type="noisin_normals", off_in_prediction=F is mx.sym)
 
 
 def fill_normals(array: np.ndarray, key: int) -> None:
@@ -50,7 +52,14 @@ def fill_normals(array: np.ndarray, key: int) -> None:
 
 
 class _Normals(mx.operator.CustomOp):
+    def __init__(self, off_in_prediction: bool) -> None:
+        super().__init__()
+        self._off_in_prediction = off_in_prediction
+
     def forward(self, is_train: bool, req: List[str], in_data: Any, out_data: Any, aux: Any) -> None:
+        if self._off_in_prediction and not is_train:
+            out_data[0][:] = 0
+            return
         # A uniform of MXNet's has 24 random bits; the 16 highest of four of them are the key.
         words = (in_data[0].asnumpy().astype(np.float64) * 2**16).astype(np.uint16)
         key, out = int.from_bytes(words.tobytes(), "little"), out_data[0]
@@ -70,8 +79,10 @@ class _Normals(mx.operator.CustomOp):
 class _NormalsOperator(mx.operator.CustomOpProp):
     """(key, like) -> draws of the shape of `like`."""
 
-    def __init__(self) -> None:
+    def __init__(self, off_in_prediction: str = "False", **_attributes: str) -> None:
+        # Inside `foreach` and attribute scopes MXNet hands over all attributes of the node (apache/mxnet#8914).
         super().__init__(need_top_grad=False)
+        self._off_in_prediction = off_in_prediction == "True"
 
     def list_arguments(self) -> List[str]:
         return ["key", "like"]
@@ -83,7 +94,7 @@ class _NormalsOperator(mx.operator.CustomOpProp):
         return in_type, [in_type[1]], []
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> mx.operator.CustomOp:
-        return _Normals()
+        return _Normals(self._off_in_prediction)
 
 
 _FILL = compiled.function("_normals", "noisin_normals", [ARRAY, NUMBER, ctypes.c_uint32, ctypes.c_uint32])
