@@ -26,9 +26,10 @@ from noisin.cli import OneLineParser, positive, run_command
 from noisin.device import processor_features
 from noisin.errors import UserError
 from noisin.files import write_json
+from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.training import cpu_name
 
-OURS = ("limit", "none", "dropout", "noisin", "noisin*", "noisin-s4")
+OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
 # What `import noisin` sets for our own processes.
 MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
@@ -77,7 +78,7 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
         for dtype in _dtypes():
             # One dtype after the other: ratios are taken within a dtype, and so many processes fit into memory.
             found = measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
-            for needed in ("limit", "none"):
+            for needed in ("limit", NONE.name):
                 if needed not in [entry["name"] for entry in found]:
                     what = f"{workload}: {needed} in {dtype} could not be timed"
                     raise UserError(f"{what}, for the reason above, and the rest is compared with it: try again")

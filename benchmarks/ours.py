@@ -13,6 +13,7 @@ import mxnet as mx
 from benchmarks.workloads import GAMMA, Workload
 from noisin.config import Config
 from noisin.data import training_batches
+from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.model import BFLOAT16
 from noisin.step import TrainingStep
 from noisin.training import initial_model
@@ -71,11 +72,9 @@ def ours(method: str, samples: int, workload: Workload, dtype: str) -> Step:
 
 CONTENDERS: Dict[str, Callable[[Workload, str], Step]] = {
     "limit": limit,
-    "none": partial(ours, "none", 1),
-    "dropout": partial(ours, "dropout", 1),
-    "noisin": lambda workload, dtype: ours("noisin", workload.samples, workload, dtype),
-    "noisin*": partial(ours, "noisin*", 1),
-    "noisin-s4": partial(ours, "noisin", 4),
+    **{method.name: partial(ours, method.name, 1) for method in (NONE, DROPOUT, NOISIN_STAR)},
+    NOISIN.name: lambda workload, dtype: ours(NOISIN.name, workload.samples, workload, dtype),
+    "noisin-s4": partial(ours, NOISIN.name, 4),
 }
 
 

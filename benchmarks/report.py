@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.errors import UserError
 from noisin.files import read_json, write_file
+from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
@@ -32,10 +33,10 @@ DIMENSIONS = {
 # What a name stands for, and the colour of its kind (Okabe and Ito's, which colour-blind readers tell apart).
 NAMES: Dict[str, Tuple[str, str]] = {
     "limit": ("matrix products alone", "#999999"),
-    "none": ("deterministic", "#0072B2"),
-    "dropout": ("variational dropout", "#0072B2"),
-    "noisin": ("NOISIN", "#0072B2"),
-    "noisin*": ("NOISIN*", "#0072B2"),
+    NONE.name: (NONE.label, "#0072B2"),
+    DROPOUT.name: (DROPOUT.label, "#0072B2"),
+    NOISIN.name: (NOISIN.label, "#0072B2"),
+    NOISIN_STAR.name: (NOISIN_STAR.title, "#0072B2"),
     "noisin-s4": ("NOISIN, S = 4", "#0072B2"),
     "noisin-2x1": ("NOISIN, two runs of half the threads", "#0072B2"),
     "gluonnlp": ("GluonNLP StandardRNN, no noise", "#E69F00"),

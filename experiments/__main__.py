@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from experiments.declared import EXPERIMENTS, Experiment
+from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.engines import Ended, Relay, on_dask, on_this_machine
 from experiments.readme import update_readme
 from experiments.records import RESULTS, draw, floor_of
@@ -18,10 +18,11 @@ from experiments.runs import load_runs, run_of, runs_of
 from experiments.tables import frame, lines, markdown
 from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
-from noisin.config import METHODS, Config
+from noisin.config import Config
 from noisin.data import load_corpus
 from noisin.device import check_dtype, find_device
 from noisin.errors import UserError, quoted
+from noisin.methods import METHODS
 from noisin.process import Job
 
 RUNS = Path("runs")

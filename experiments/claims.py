@@ -9,10 +9,9 @@ from itertools import combinations
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from benchmarks.report import TITLES, relative_rates
-from experiments.declared import FIGURE2, IDENTITY, TABLE2, TABLE3, ZAREMBA, Case, Experiment
+from experiments.catalogue import FIGURE2, IDENTITY, TABLE2, TABLE3, ZAREMBA, Case, Experiment
 from experiments.runs import (
     ESTIMATORS,
-    PAPER_NAMES,
     Mention,
     Run,
     Score,
@@ -23,6 +22,7 @@ from experiments.runs import (
     runs_of_case,
     scores,
 )
+from noisin.methods import DROPOUT, METHODS, NOISIN, NOISIN_STAR, NONE
 
 NOTICEABLE = 0.1  # of a step's time: more is "noticeably slower", less is "about the same"
 SMALL = 0.03  # of the perplexity: a gain up to this is "small"; the paper's on WikiText-2 is a third of it
@@ -34,11 +34,11 @@ CLAIMS = {
     "e": f"NOISIN costs about as much as None, Dropout noticeably more (by {100 * NOTICEABLE:g} % or more)",
     "f": f"The gain of NOISIN* over None is small on WikiText-2 (up to {100 * SMALL:g} %)",
 }
-RIVALS = {"a": "none", "b": "dropout"}
+RIVALS = {"a": NONE.name, "b": DROPOUT.name}
 # Settings in which the claim may fail. Of (a) the paper's own numbers do in one: its "all but one instance" is of both.
 EXCEPTIONS = {"a": 0, "b": 1}
 HOLDS, FAILS, UNDECIDED, MISSING, UNMEASURED = "holds", "fails", "undecided", "not enough runs", "not measured"
-NOISIN = ("noisin", "noisin*")
+NOISY = (NOISIN.name, NOISIN_STAR.name)
 SEEDS = 3  # of each method, before their deviations are compared
 ROUNDS = 7  # of a measurement: if luck alone decided each, all or all but one would agree once in eight times
 APART = 4.0  # times: of equal methods with three seeds each, one pair in eight has deviations further apart
@@ -144,9 +144,9 @@ def _beats(
     setting, rival = title_of(experiment, case), RIVALS[claim]
     published = _published(case.paper, rival)
     found = candidates(experiment, case, runs)
-    ours, other = choose(found, *NOISIN), choose(found, rival)
+    ours, other = choose(found, *NOISY), choose(found, rival)
     if ours is None or other is None:
-        return [_missing(claim, setting, {"NOISIN or NOISIN*": ours, PAPER_NAMES[rival]: other}, published)]
+        return [_missing(claim, setting, {"NOISIN or NOISIN*": ours, METHODS[rival].title: other}, published)]
     judgements = []
     for estimator in ESTIMATORS:
         verdict, evidence = lower(ours, other, estimator, deviations[estimator]), _against(ours, other, estimator)
@@ -221,7 +221,7 @@ def _against(ours: Score, other: Score, estimator: str) -> Evidence:
 
 def _published(paper: Mapping[str, float], rival: str) -> str:
     """The same verdict by the paper's numbers; the better of its two is chosen on its test set, for want of another."""
-    noisy = [paper[method] for method in NOISIN if method in paper]
+    noisy = [paper[method] for method in NOISY if method in paper]
     if not noisy or rival not in paper:
         return "-"
     return f"{HOLDS if min(noisy) < paper[rival] else FAILS}: {min(noisy):.1f} against {paper[rival]:.1f}"
@@ -237,7 +237,7 @@ def _stable_over_seeds(settings: Sequence[Tuple[Experiment, Case]], runs: Sequen
     judgements, lacking = [], 0
     for experiment, case in settings:
         found = runs_of_case(experiment, case, runs)
-        learned, fixed = choose(found, "noisin*"), choose(found, "noisin")
+        learned, fixed = choose(found, NOISIN_STAR.name), choose(found, NOISIN.name)
         if learned is None or fixed is None or min(learned.seeds, fixed.seeds) < SEEDS:
             lacking += 1
             continue
@@ -259,19 +259,19 @@ def _smaller(mine: float, theirs: float) -> str:
 def _stable_over_cases(experiment: Experiment, runs: Sequence[Run]) -> List[Judgement]:
     """Whether the learned noise's perplexities differ less from case to case: only over all cases, or not at all."""
     setting = f"{experiment.short_title}: all {len(experiment.cases)} cases"
-    verdict, evidence = _steadier(*([case.paper[method] for case in experiment.cases] for method in reversed(NOISIN)))
+    verdict, evidence = _steadier(*([case.paper[method] for case in experiment.cases] for method in reversed(NOISY)))
     published = f"{verdict}: {evidence}"
     found = [runs_of_case(experiment, case, runs) for case in experiment.cases]
-    chosen = {method: [choose(of_case, method) for of_case in found] for method in NOISIN}
+    chosen = {method: [choose(of_case, method) for of_case in found] for method in NOISY}
     complete = {method: [score for score in of_method if score] for method, of_method in chosen.items()}
     if any(len(scores) < len(experiment.cases) for scores in complete.values()):
-        counts = " and ".join(f"{PAPER_NAMES[method]} in {len(complete[method])}" for method in reversed(NOISIN))
+        counts = " and ".join(f"{METHODS[method].title} in {len(complete[method])}" for method in reversed(NOISY))
         lacking = f"{counts} of {len(experiment.cases)} cases"
         return [Judgement("c", setting, "-", MISSING, (lacking,), published)]
     judgements = []
     for estimator in ESTIMATORS:
         verdict, evidence = _steadier(
-            *([score.test(estimator) for score in complete[method]] for method in reversed(NOISIN))
+            *([score.test(estimator) for score in complete[method]] for method in reversed(NOISY))
         )
         judgements.append(
             Judgement("c", setting, f"deviation over cases, {estimator}", verdict, (evidence,), published)
@@ -299,12 +299,12 @@ def _overfits_later(experiment: Experiment, runs: Sequence[Run]) -> List[Judgeme
     judgements = []
     for case in experiment.cases:
         found = runs_of_case(experiment, case, runs)
-        none = choose(found, "none")
-        for method in NOISIN:
+        none = choose(found, NONE.name)
+        for method in NOISY:
             ours = choose(found, method)
-            setting = f"{title_of(experiment, case)}, {PAPER_NAMES[method]}"
+            setting = f"{title_of(experiment, case)}, {METHODS[method].title}"
             if none is None or ours is None:
-                judgements.append(_missing("d", setting, {"None": none, PAPER_NAMES[method]: ours}))
+                judgements.append(_missing("d", setting, {"None": none, METHODS[method].title: ours}))
             else:
                 evidence = (*_course(none), "; ", *_course(ours))
                 checks = {"best epoch on validation": _later, "validation from there on": _never}
@@ -358,17 +358,17 @@ def _count(count: int, what: str) -> str:
 def _cost(measurements: Optional[Mapping[str, Any]]) -> List[Judgement]:
     """The time of a training step, relative to that of the deterministic network; in each workload and dtype."""
     checks: Dict[str, Callable[[float], bool]] = {
-        **dict.fromkeys(NOISIN, lambda ratio: ratio <= 1 + NOTICEABLE),
-        "dropout": lambda ratio: ratio >= 1 + NOTICEABLE,
+        **dict.fromkeys(NOISY, lambda ratio: ratio <= 1 + NOTICEABLE),
+        DROPOUT.name: lambda ratio: ratio >= 1 + NOTICEABLE,
     }
     if measurements is None:
         return [Judgement("e", "make bench", "-", UNMEASURED, ("no benchmarks/results.json",))]
     judgements = []
     for workload, dtype in dict.fromkeys((entry["workload"], entry["dtype"]) for entry in measurements["measurements"]):
         for method, check in checks.items():
-            times = relative_rates(measurements, workload, dtype, "none", method)
+            times = relative_rates(measurements, workload, dtype, NONE.name, method)
             if times:
-                setting, rounds = f"{TITLES[workload]}, {dtype}, {PAPER_NAMES[method]}", _count(len(times), "round")
+                setting, rounds = f"{TITLES[workload]}, {dtype}, {METHODS[method].title}", _count(len(times), "round")
                 said = f"{statistics.median(times):.2f} times the time of None, "
                 said += f"{min(times):.2f} to {max(times):.2f} in {rounds}"
                 verdict = _nearly_always(list(map(check, times)))
@@ -389,10 +389,10 @@ def _small_gain(
     """Whether NOISIN*, which the paper used there, is below None, and not by much."""
     (case,) = experiment.cases
     setting, paper = title_of(experiment, case), case.paper
-    gain = 1 - paper["noisin*"] / paper["none"]
+    gain = 1 - paper[NOISIN_STAR.name] / paper[NONE.name]
     published = f"{HOLDS if 0 < gain <= SMALL else FAILS}: {100 * gain:+.2f} %"
     found = runs_of_case(experiment, case, runs)
-    ours, none = choose(found, "noisin*"), choose(found, "none")
+    ours, none = choose(found, NOISIN_STAR.name), choose(found, NONE.name)
     if ours is None or none is None:
         return [_missing("f", setting, {"NOISIN*": ours, "None": none}, published)]
     judgements = []

@@ -10,10 +10,11 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import pandas as pd
 
+from experiments.catalogue import Case, Experiment
 from experiments.claims import APART, CLAIMS, Evidence, Judgement
-from experiments.declared import Case, Experiment
-from experiments.runs import PAPER_NAMES, Mention, Run
-from experiments.tables import COLUMNS, NOT_RUN, TESTS, VARIANTS, Line, cells
+from experiments.runs import Mention, Run
+from experiments.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
+from noisin.methods import METHODS
 
 STYLE = Path(__file__).resolve().parent / "page.css"
 # The browser, too, is told to load nothing: a string that slipped through could not fetch or run anything.
@@ -248,7 +249,8 @@ def _experiment(section: Section) -> str:
     rivals = {line.method for line in section.lines if line.rivals}
     caption = "Perplexity a word, ours beside the published; γ is the spread at the best epoch."
     caption += " ★ marks the variant that validates best of those that were run." if rivals else ""
-    caption += "".join(f" {PAPER_NAMES[method]}'s {VARIANTS[method]}." for method in VARIANTS if method in rivals)
+    columns = {method: list(METHODS[method].columns) for method in sorted(rivals, key=list(METHODS).index)}
+    caption += "".join(f" {METHODS[name].title}'s {', '.join(shown)}." for name, shown in columns.items() if shown)
     titled = [(escape(title), rows) for title, rows in groups.items()]
     parts = [] if section.overview is None else [_overview(name, section.overview)]
     parts += [_table(name, caption, HEADINGS, titled), _downloads(section.files)]
@@ -272,8 +274,9 @@ def table_row(line: Line) -> List[Cell]:
     """One line of an experiment's table as the page shows it; perplexities of ours lead to the run."""
     shown = cells(line)
     star = ' <span title="chosen by validation">★</span>' if line.rivals and line.chosen else ""
-    variant = VARIANTS.get(line.method, "")
-    strength = f' <span title="{variant}">{escape(shown[variant])}</span>' if variant in shown else ""
+    strength = "".join(
+        f' <span title="{name}">{escape(shown[name])}</span>' for name in METHODS[line.method].columns if name in shown
+    )
     row = [Cell(escape(shown["method"]) + strength + star)]
     for column in COLUMNS:
         value = shown.get(column, "-")
@@ -320,7 +323,7 @@ def _run(run: Run) -> str:
     network = f"{config.layers}-layer {config.activation or ''} {config.cell.upper()}, {config.hidden} units".replace(
         "  ", " "
     )
-    title = f"{PAPER_NAMES[config.method]}: {network}, seed {config.seed}, {config.dtype}"
+    title = f"{METHODS[config.method].title}: {network}, seed {config.seed}, {config.dtype}"
     return f"""<article id="{run.anchor}" tabindex="-1">
 <h3>{escape(title)}</h3>
 <p class="name">{escape(config.name)}</p>

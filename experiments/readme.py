@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Sequence, Tuple
 
 from benchmarks import report
+from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.claims import judge, margin_of, seed_deviations
-from experiments.declared import EXPERIMENTS, Experiment
 from experiments.records import RESULTS, draw
 from experiments.report import draw_against_paper
 from experiments.runs import Run, load_runs, runs_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
-from experiments.declared import Case, Experiment
+from experiments.catalogue import Case, Experiment
 from noisin.config import Config, recorded_config
 from noisin.errors import UserError
 from noisin.figures import figure2, validation_panels

@@ -12,11 +12,11 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 import pandas as pd
 
 from benchmarks import report as speed
+from experiments.catalogue import EXPERIMENTS, Case, Experiment
 from experiments.claims import judge
-from experiments.declared import EXPERIMENTS, Case, Experiment
 from experiments.page import Overview, Picture, Section, Speed, page
 from experiments.records import RESULTS, floor_of, with_defaults
-from experiments.runs import ESTIMATORS, PAPER_NAMES, Run, in_case, load_runs, number, runs_of, runs_of_case
+from experiments.runs import ESTIMATORS, Run, in_case, load_runs, number, runs_of, runs_of_case
 from experiments.tables import (
     Line,
     claims_frame,
@@ -32,6 +32,7 @@ from experiments.tables import (
 from noisin import figures
 from noisin.errors import UserError
 from noisin.files import write_file
+from noisin.methods import METHODS
 
 FOLDER = Path("report")
 MEASUREMENTS = speed.HERE / "results.json"
@@ -133,7 +134,7 @@ def _draw(name: str, runs: Sequence[Run], among: Sequence[Run], out: Path) -> Li
         figures.curves(records, path, key, floor_of(records), others)
         said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
         drawn.append(Picture(_read(path), "svg+xml", said))
-    learned = [record for run, record in zip(runs, records) if run.config.method == "noisin*" and run.epochs]
+    learned = [record for run, record in zip(runs, records) if run.config.acts("lower_bound") and run.epochs]
     if learned:
         path = out / f"{name}-gamma.svg"
         figures.gamma_paths(learned, path)
@@ -144,7 +145,7 @@ def _draw(name: str, runs: Sequence[Run], among: Sequence[Run], out: Path) -> Li
 def _ends(runs: Sequence[Run], key: str) -> str:
     """What the curves show, in words."""
     said = [
-        f"{PAPER_NAMES[run.config.method]}, seed {run.config.seed}: lowest {number(min(values))}, at the end "
+        f"{METHODS[run.config.method].title}, seed {run.config.seed}: lowest {number(min(values))}, at the end "
         f"{number(values[-1])} after {len(values)} epochs."
         for run in runs
         for values in [[epoch[key] for epoch in run.epochs]]
@@ -156,7 +157,7 @@ def _ends(runs: Sequence[Run], key: str) -> str:
 def _gammas(runs: Sequence[Run]) -> str:
     said = []
     for run in runs:
-        if run.config.method == "noisin*" and run.epochs:
+        if run.config.acts("lower_bound") and run.epochs:
             first, last = (", ".join(f"{gamma:.3f}" for gamma in run.epochs[index]["gamma"]) for index in (0, -1))
             said.append(f"Seed {run.config.seed}: from {first} after the first epoch to {last}.")
     return " ".join(said)

@@ -10,15 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from experiments.declared import Case, Experiment
+from experiments.catalogue import Case, Experiment
 from experiments.records import RESULTS
 from noisin.config import Config, recorded_config
 from noisin.errors import UserError
+from noisin.methods import METHODS
 from noisin.objective import approximate_limit
 from noisin.record import read_record
 
-# As the paper's tables call them.
-PAPER_NAMES = {"none": "None", "dropout": "Dropout", "noisin": "NOISIN", "noisin*": "NOISIN*"}
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")
 APPROXIMATE = "≈"
@@ -237,22 +236,10 @@ def _marked(value: float, estimated: bool) -> str:
 
 
 def name_of(config: Config) -> str:
-    """The method as the paper calls it, with its gamma or its rates if it has them."""
-    gamma = ", ".join(f"{value:g}" for value in config.gamma)
-    dropped = rates_in_words(config)
-    said = {"noisin": f" (γ {gamma})", "noisin*": f" (γ from {gamma})", "dropout": f" (rates {dropped})"}
-    return PAPER_NAMES[config.method] + said.get(config.method, "")
-
-
-def rates(config: Config) -> Tuple[float, ...]:
-    """Dropout's rates: of inputs, states, outputs and embedding."""
-    return config.dropout_inputs, config.dropout_states, config.dropout_outputs, config.dropout_embedding
-
-
-def rates_in_words(config: Config) -> str:
-    """Dropout's rates, and where its outputs are masked if that is not at the top alone."""
-    masked = f", outputs of {config.dropout_output_layers} layer" if config.dropout_output_layers != "top" else ""
-    return ", ".join(f"{rate:g}" for rate in rates(config)) + masked
+    """The method as the paper calls it, with what tells its variants apart."""
+    method = METHODS[config.method]
+    described = method.described(config)
+    return method.title + (f" ({described})" if described else "")
 
 
 def scores(runs: Sequence[Run]) -> List[Score]:

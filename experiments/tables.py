@@ -9,22 +9,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import pandas as pd
 
+from experiments.catalogue import Case, Experiment
 from experiments.claims import CLAIMS, Evidence, Judgement, counted, plain
-from experiments.declared import Case, Experiment
-from experiments.runs import (
-    ESTIMATORS,
-    PAPER_NAMES,
-    Mention,
-    Run,
-    Score,
-    choose,
-    in_case,
-    number,
-    rates,
-    rates_in_words,
-    variant_of,
-)
+from experiments.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
 from noisin.config import Config
+from noisin.methods import METHODS
 
 NOT_RUN = "not run yet"
 
@@ -79,22 +68,20 @@ def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List
 
 def _order(line: Line) -> Tuple[Any, ...]:
     assert line.config is not None
-    return line.config.gamma, rates_in_words(line.config), line.config.seed, line.config.dtype
+    described = METHODS[line.method].described(line.config)
+    return line.config.gamma, described, line.config.seed, line.config.dtype
 
 
 def cells(line: Line) -> Dict[str, str]:
     """A line as it is shown."""
     published = line.case.paper.get(line.method)
     shown = {name: str(value) for name, value in line.case.options.items()}
-    shown["method"] = PAPER_NAMES[line.method]
+    shown["method"] = METHODS[line.method].title
     run = line.run
     if line.rivals and line.config is not None:
         shown["chosen"] = "-" if run is None else _choice(line)
-        if line.method == "dropout":
-            shown[RATES_COLUMN] = rates_in_words(line.config)
-        if line.method == "noisin*":
-            shown[BOUND_COLUMN] = f"{line.config.lower_bound:g}"
-        if line.method == "noisin":
+        shown.update((name, show(line.config)) for name, show in METHODS[line.method].columns.items())
+        if line.config.acts("gamma") and not line.config.acts("lower_bound"):
             shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
     beside = "-" if published is None else number(published)
     if run is None:
@@ -118,9 +105,6 @@ def _choice(line: Line) -> str:
     return "no" if not line.chosen else "yes" if line.final else "so far"
 
 
-RATES_COLUMN = "rates: inputs, states, outputs, embedding"
-BOUND_COLUMN = "lower bound"
-VARIANTS = {"dropout": RATES_COLUMN, "noisin*": BOUND_COLUMN}  # what tells a method's variants apart, beside gamma
 TESTS = ("test clean", "test averaged", "test limit")
 COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", *TESTS, "published", "status")
 
@@ -128,7 +112,8 @@ COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", *TESTS, "published",
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     """The table as it is shown, in words and rounded numbers; a dash where there is nothing."""
     shown = [cells(line) for line in found]
-    among_rivals = [name for name in ("chosen", *VARIANTS.values()) if any(name in row for row in shown)]
+    columns_of = [name for line in found for name in METHODS[line.method].columns]
+    among_rivals = [name for name in dict.fromkeys(("chosen", *columns_of)) if any(name in row for row in shown)]
     columns = [name for name in COLUMNS if experiment.published or name != "published"]
     names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
     return pd.DataFrame(shown, columns=names).fillna("-")
@@ -142,7 +127,7 @@ def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dic
         for method in experiment.methods:
             score, published = choose(in_case(case, runs), method), case.paper.get(method)
             beside = () if published is None else (f" ({number(published)})",)
-            reached[PAPER_NAMES[method]] = (*((NOT_RUN,) if score is None else _both(score)), *beside)
+            reached[METHODS[method].title] = (*((NOT_RUN,) if score is None else _both(score)), *beside)
         found.append((case, reached))
     return found
 
@@ -211,15 +196,18 @@ EXACT = (
 
 
 def _values(line: Line) -> Dict[str, Any]:
-    row: Dict[str, Any] = {**line.case.options, "method": PAPER_NAMES[line.method]}
+    row: Dict[str, Any] = {**line.case.options, "method": METHODS[line.method].title}
     row.update(published=line.case.paper.get(line.method), status=NOT_RUN)
-    if line.config is not None and line.method == "dropout":
-        row["rates"] = " ".join(map(repr, rates(line.config)))  # as `RATES_COLUMN` says
-        row["output_masks"] = line.config.dropout_output_layers
-    if line.config is not None and line.method == "noisin*":
-        row["lower_bound"] = line.config.lower_bound
-    if line.config is not None and line.method == "noisin":
-        row["gamma"] = " ".join(map(repr, line.config.layer_gammas()))
+    config = line.config
+    if config is not None and config.acts("dropout_inputs"):
+        rates = (config.dropout_inputs, config.dropout_states, config.dropout_outputs, config.dropout_embedding)
+        row.update(rates=" ".join(map(repr, rates)), output_masks=config.dropout_output_layers)
+    if config is not None and config.acts("standard_dropout"):
+        row["rates"] = repr(config.standard_dropout)
+    if config is not None and config.acts("gamma"):
+        row["gamma"] = " ".join(map(repr, config.layer_gammas()))
+    if config is not None and config.acts("lower_bound"):
+        row.update(lower_bound=config.lower_bound, gamma=None)  # that of its best epoch, once it has run
     if line.run is not None:
         record = line.run.record
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})

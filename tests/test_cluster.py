@@ -22,7 +22,8 @@ from helpers import wait_for, without_times
 
 from experiments.engines import on_dask, on_this_machine
 from experiments.runner import RunsFailed, run_grid
-from noisin.config import METHODS, Config, config_from_dict
+from noisin.config import Config, config_from_dict
+from noisin.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 DASK = Path(sysconfig.get_path("scripts")) / "dask"

@@ -20,7 +20,7 @@ from helpers import make_up_record
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
-from experiments.declared import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import table_row
 from experiments.readme import README, SECTIONS, split_readme
 from experiments.records import RESULTS, draw, find_record, load_records
@@ -29,9 +29,10 @@ from experiments.runner import RunsFailed, run_grid
 from experiments.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
-from noisin.config import METHODS, Config, config_from_dict
+from noisin.config import Config, config_from_dict
 from noisin.errors import UserError
 from noisin.figures import curves, figure2, validation_panels
+from noisin.methods import METHODS
 from noisin.process import Job, run
 from noisin.record import read_record, seal, write_record
 

@@ -12,7 +12,7 @@ from helpers import make_up_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.declared import DEMO
+from experiments.catalogue import DEMO
 from experiments.records import file_record, load_records
 from experiments.runner import RunsFailed, run_grid
 from noisin.cli import main

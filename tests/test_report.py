@@ -17,8 +17,8 @@ import pytest
 from helpers import make_up_record
 
 from experiments.__main__ import main
+from experiments.catalogue import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.claims import CLAIMS, Judgement, judge, plain, seed_deviations
-from experiments.declared import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import Picture, Speed, page
 from experiments.report import RESULTS, write_report
 from experiments.runs import Run, choose, load_runs

@@ -19,10 +19,11 @@ from helpers import without_times
 
 from noisin import synthetic, training
 from noisin.checkpoint import Progress, RunDirectory
-from noisin.config import METHODS, Config
+from noisin.config import Config
 from noisin.data import load_corpus
 from noisin.errors import UserError
 from noisin.files import read_json
+from noisin.methods import METHODS
 from noisin.record import read_record
 from noisin.step import ClippingTrainer
 from noisin.training import initial_model, learning_rate, make_evaluator, train

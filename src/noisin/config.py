@@ -8,22 +8,23 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional
 
 from noisin.cells import ACTIVATIONS, CELLS
 from noisin.data import OWN_VOCABULARY
 from noisin.errors import UserError, quoted
 from noisin.initializers import RECURRENT_INITS
+from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
 from noisin.published import NAMES
 
-METHODS = ("none", "dropout", "noisin", "noisin*")
+_OF_EVERY_METHOD = ("data", "model", "training", "evaluation")  # groups of options
 
 
 def option(
     default: Any,
     help: str,
-    choices: Tuple[str, ...] = (),
+    choices: Collection[str] = (),
     low: float = -math.inf,
     high: float = math.inf,
     group: str = "model",
@@ -55,7 +56,7 @@ class Config:
     max_vocabulary: int = option(
         OWN_VOCABULARY, "word types kept of one's own text; the rest are <unk>", low=3, high=1e7, group="data"
     )
-    method: str = option("none", "what regularises the model; * learns gamma (paper: all four)", choices=METHODS)
+    method: str = option("none", "what regularises the model; * learns gamma (paper: the first four)", choices=METHODS)
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
     activation: Optional[str] = option(
         "sigmoid", "of the rnn cell (paper: all three)", choices=ACTIVATIONS, nullable=True
@@ -85,7 +86,7 @@ class Config:
         [0.2], "spread: one for all layers or one a layer; a learned one starts here", low=0, high=1e3, group="noise"
     )
     lower_bound: float = option(
-        0.1, "what a learned gamma never falls below (paper: 0.1)", low=0, high=1e3, group="noise"
+        0.1, "what a learned gamma never falls below (paper: 0.1)", low=0, high=1e3, group="learned noise"
     )
     input_gamma: float = option(
         0.0,
@@ -94,17 +95,27 @@ class Config:
         high=1e3,
         group="noise",
     )
-    dropout_inputs: float = option(0.2, "variational dropout on each layer's inputs", low=0, high=0.99, group="dropout")
-    dropout_states: float = option(0.2, "... on its recurrent state", low=0, high=0.99, group="dropout")
-    dropout_outputs: float = option(0.2, "... on its outputs", low=0, high=0.99, group="dropout")
+    dropout_inputs: float = option(
+        0.2, "variational dropout on each layer's inputs", low=0, high=0.99, group="variational dropout"
+    )
+    dropout_states: float = option(0.2, "... on its recurrent state", low=0, high=0.99, group="variational dropout")
+    dropout_outputs: float = option(0.2, "... on its outputs", low=0, high=0.99, group="variational dropout")
     dropout_output_layers: str = option(
         "top",
         "layers whose outputs dropout masks: top, as Gal and Ghahramani (2016), or every, which masks the link between "
         "two layers twice",
         choices=("top", "every"),
-        group="dropout",
+        group="variational dropout",
     )
-    dropout_embedding: float = option(0.1, "... on whole word types", low=0, high=0.99, group="dropout")
+    dropout_embedding: float = option(0.1, "... on whole word types", low=0, high=0.99, group="variational dropout")
+    standard_dropout: float = option(
+        0.2,
+        "dropout with fresh masks at each step, on what goes up and not on what recurs: the embedded words, the links "
+        "between layers, the outputs (Zaremba et al., 2014)",
+        low=0,
+        high=0.99,
+        group="standard dropout",
+    )
     weight_decay: float = option(0.0, "L2 penalty's gradient factor", low=0, high=1, group="training")
     optimizer: str = option(
         "adam", "(paper: adam on PTB, sgd on WikiText-2)", choices=("adam", "sgd"), group="training"
@@ -166,7 +177,7 @@ class Config:
             raise UserError(f"gamma has {len(self.gamma)} values for {self.layers} layers: give one, or one a layer")
         if len(set(self.gamma)) == 1:
             object.__setattr__(self, "gamma", self.gamma[:1])  # the same, whichever way it was given
-        if self.method == "noisin*":
+        if self.acts("lower_bound"):
             for name, starts in (("gamma", self.gamma), ("input_gamma", [self.input_gamma or math.inf])):
                 if min(starts) <= self.lower_bound:
                     raise UserError(
@@ -182,16 +193,15 @@ class Config:
     @property
     def idle(self) -> Dict[str, str]:
         """The options that do not act, each with the one whose value keeps it from acting."""
-        needs = {"dropout": ("dropout",), "noise": ("noisin", "noisin*")}  # a method of these
+        method = METHODS[self.method]
         found = {
             entry.name: "method"
             for entry in dataclasses.fields(self)
-            if self.method not in needs.get(entry.metadata["group"], METHODS)
+            if entry.metadata["group"] not in (*_OF_EVERY_METHOD, *method.groups)
         }
         for name, by, acts in (
-            ("lower_bound", "method", self.method == "noisin*"),
-            ("samples", "method", self.method != "none"),  # all trajectories would be the same
-            ("eval_samples", "method", self.method != "none"),
+            ("samples", "method", method.stochastic),  # all trajectories would be the same
+            ("eval_samples", "method", method.stochastic),
             ("activation", "cell", self.cell == "rnn"),
             ("forget_bias", "cell", self.cell == "lstm"),
             ("decay_after", "decay", self.decay != 1),
@@ -201,6 +211,10 @@ class Config:
             if not acts:
                 found.setdefault(name, by)
         return found
+
+    def acts(self, name: str) -> bool:
+        """Whether the option `name` acts."""
+        return name not in self.idle
 
     def layer_gammas(self) -> List[float]:
         """One spread a layer, bottom first."""

@@ -14,15 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from noisin.config import recorded_config
 from noisin.files import write_file
+from noisin.methods import METHODS
 
-# Colours of Okabe and Ito, which colour-blind readers tell apart; dashes and markers for print in grey.
-STYLES = {
-    "none": {"color": "#000000", "linestyle": "-", "marker": "o"},
-    "dropout": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
-    "noisin": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
-    "noisin*": {"color": "#D55E00", "linestyle": ":", "marker": "D"},
-}
 # Of the curves of one method, by its strength: full or hollow markers, dark or light lines, thin or thick ones.
 SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4},
@@ -35,12 +30,6 @@ SEEDS: Dict[str, Any] = {"marker": "", "linewidth": 1.0}
 # Of runs that share a method: the same author's colours; dashes for the layers.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
-LABELS = {
-    "none": "deterministic",
-    "dropout": "variational dropout",
-    "noisin": "NOISIN",
-    "noisin*": "NOISIN* (learned γ)",
-}
 
 
 def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", floor: Optional[float] = None) -> None:
@@ -214,7 +203,8 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     for index, (name, settings) in enumerate(panels.items(), 1):
         axes = shared = figure.add_subplot(rows, columns, index, sharex=shared)
         for height, setting in enumerate(settings):
-            style = {name: STYLES[setting["method"]][name] for name in ("color", "marker")}
+            method = METHODS[setting["method"]]
+            style = {name: method.style[name] for name in ("color", "marker")}
             for estimator, how in MARKS.items():
                 for test in setting["runs"]:
                     if math.isfinite(test[estimator]):
@@ -224,7 +214,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
             if not setting["runs"]:
                 place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
                 axes.annotate("not run yet", (0.99, height), fontsize=9, color="#777777", **place)
-        axes.set_yticks(range(len(settings)), [LABELS[setting["method"]] for setting in settings])
+        axes.set_yticks(range(len(settings)), [METHODS[setting["method"]].label for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
         axes.grid(alpha=0.25)
@@ -249,35 +239,27 @@ def _legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str])
 
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
-    methods = list(STYLES)
-    return sorted(records, key=lambda run: (methods.index(run["method"]), _strength(run), run["seed"]))
+    methods = list(METHODS)
+    return sorted(records, key=lambda run: (methods.index(run["method"]), _variant(run), run["seed"]))
 
 
-def _strength(record: Mapping[str, Any]) -> List[float]:
-    """The gamma or the rates that a run was given; empty where its method has none."""
-    if record["method"] == "dropout":
-        rates = [record["config"][f"dropout_{place}"] for place in ("inputs", "states", "outputs", "embedding")]
-        return [*rates, float(_masks_every_layer(record))]
-    return record["config"]["gamma"] if record["method"] != "none" else []
-
-
-def _masks_every_layer(record: Mapping[str, Any]) -> bool:
-    return record["config"]["dropout_output_layers"] == "every"
+def _variant(record: Mapping[str, Any]) -> str:
+    """What tells a run from those of its method with other options, as 'γ 0.2'."""
+    return METHODS[record["method"]].described(recorded_config(record["config"]))
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
     """What tells a run's curve from those of its method that have another gamma or other rates."""
-    return SHADES[_strengths(record, records).index(_strength(record)) % len(SHADES)]
+    return SHADES[_variants(record, records).index(_variant(record)) % len(SHADES)]
 
 
-def _strengths(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[List[float]]:
-    """What the runs of the record's method have as gamma or rates, each once, lowest first."""
-    found = [_strength(twin) for twin in _by_method(records) if twin["method"] == record["method"]]
-    return [strength for index, strength in enumerate(found) if strength not in found[:index]]
+def _variants(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[str]:
+    """The variants of the record's method among these runs, each once, in order."""
+    return list(dict.fromkeys(_variant(twin) for twin in _by_method(records) if twin["method"] == record["method"]))
 
 
 def _look(record: Mapping[str, Any], shade: Mapping[str, Any]) -> Dict[str, Any]:
-    return {**STYLES[record["method"]], "markersize": 3.5, **shade}
+    return {**METHODS[record["method"]].style, "markersize": 3.5, **shade}
 
 
 def _curve(
@@ -303,14 +285,9 @@ def _save(figure: Figure, path: Path) -> None:
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     """What tells a run from the others: its method, gamma or rates, and if `seeds` its seed and dtype too."""
     twins = [other for other in records if other["method"] == record["method"]]
-    label = LABELS[record["method"]]
-    if len(_strengths(record, records)) > 1:
-        name = {"dropout": "", "noisin": "γ=", "noisin*": "γ from "}[record["method"]]
-        values = _strength(record)[:4] if record["method"] == "dropout" else _strength(record)
-        label += f" {name}{', '.join(f'{value:g}' for value in values)}"
-        label += " every layer" if record["method"] == "dropout" and _masks_every_layer(record) else ""
-    if record["method"] == "noisin*" and len({other["config"]["lower_bound"] for other in twins}) > 1:
-        label += f", bound {record['config']['lower_bound']:g}"
+    label = METHODS[record["method"]].label
+    if len(_variants(record, records)) > 1:
+        label += f" {_variant(record)}"
     if seeds and len({other["seed"] for other in twins}) > 1:
         label += f" seed {record['seed']}"
     if seeds and len({other.get("dtype") for other in twins}) > 1:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from noisin.cells import CellStack, HybridRecurrentCell, make_cells
+from noisin.cells import CellStack, make_cells
 from noisin.config import Config
 from noisin.graphs import Tensor, block_parameters, traced_for
-from noisin.noise import Noise, make_family
-from noisin.regularisers import MASKS, NoisyCell, VariationalDropoutCell, active_mask, check_rate, draw_mask, noises
+from noisin.methods import METHODS, make_noise
+from noisin.noise import Noise
+from noisin.regularisers import active_mask, check_rate, draw_mask, noises
 
 # MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
@@ -206,29 +207,14 @@ class LanguageModel(HybridBlock):
 
 def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
     """Build the model that `config` describes, with parameters not yet initialised."""
-    family = make_family(config.noise, **config.noise_parameters)
-    learned = config.method == "noisin*"
-
-    def noise(gamma: float, prefix: str) -> Noise:
-        return Noise(family, gamma, config.noise_mode, learned, config.lower_bound, prefix=f"{prefix}_noise_")
-
-    noisy = config.method in ("noisin", "noisin*")
-    gammas = config.layer_gammas()
-
-    def regularise(cell: HybridRecurrentCell, layer: int) -> HybridRecurrentCell:
-        if noisy:
-            return NoisyCell(cell, noise(gammas[layer], f"l{layer}"))
-        if config.method == "dropout":
-            return VariationalDropoutCell(cell, **_rates(config, layer))
-        return cell
-
+    method = METHODS[config.method]
     cells = make_cells(
         config.cell,
         config.hidden,
         config.layers,
         input_size=config.embedding or config.hidden,
         activation=config.activation,
-        regularise=regularise,
+        regularise=lambda cell, layer: method.regularise(cell, config, layer),
         recurrent_init=config.recurrent_init,
         init_scale=config.init_scale,
         forget_bias=config.forget_bias,
@@ -239,16 +225,9 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         cells,
         embedding=config.embedding or config.hidden,
         hidden=config.hidden,
-        input_noise=noise(config.input_gamma, "input") if noisy and config.input_gamma else None,
-        embedding_dropout=config.dropout_embedding if config.method == "dropout" else 0.0,
+        input_noise=make_noise(config, config.input_gamma, "input") if config.input_gamma else None,
+        embedding_dropout=config.dropout_embedding if config.acts("dropout_embedding") else 0.0,
         init_scale=config.init_scale,
         tied=config.decoder == "tied",
         prefix="model_",
     )
-
-
-def _rates(config: Config, layer: int) -> Dict[str, float]:
-    """Rates of variational dropout in a layer, counted from 0 at the bottom."""
-    rates = {name: getattr(config, f"dropout_{name}") for name in MASKS}
-    inner = config.dropout_output_layers == "top" and layer < config.layers - 1
-    return {**rates, "outputs": 0.0} if inner else rates

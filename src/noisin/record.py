@@ -206,7 +206,7 @@ def _short(value: Any) -> str:
 
 def _check_agreement(record: Mapping[str, Any], config: Config) -> None:
     """Check that what a record says twice, it says alike, and that what follows from its epochs does follow."""
-    noisy = "noisin" in config.method
+    noisy = config.acts("noise")
     copies = {**{name: getattr(config, name) for name in _COPIES}, "noise": config.noise if noisy else None}
     for name, expected in copies.items():
         if repr(record.get(name, "missing")) != repr(expected):  # 1, 1.0 and true are equal, but not the same

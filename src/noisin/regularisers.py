@@ -309,7 +309,7 @@ class StandardDropoutCell(RegularisedCell):
             check_rate(name, rate)
 
     def _alias(self) -> str:
-        return "dropout"
+        return "stddrop"
 
     def hook(self, F: Any, hooks: Hooks, states: States) -> None:
         for name, rate in self._rates.items():

@@ -272,7 +272,7 @@ def initial_model(
 
 def evaluated_at_once(config: Config) -> int:
     """Words that evaluation predicts at once."""
-    return config.unroll * config.eval_batch_size * (1 if config.method == "none" else config.eval_samples)
+    return config.unroll * config.eval_batch_size * (config.eval_samples if config.acts("eval_samples") else 1)
 
 
 def _check_memory(model: LanguageModel, predictions: int) -> None:
