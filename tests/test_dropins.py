@@ -137,9 +137,7 @@ def test_unrolls_as_gluons_own_cell(kind, acts, name, wrap, container):
         cell = initialised(CONTAINERS[container](lambda base=base: wrap(base(SIZE, input_size=SIZE))))
         for layout, merge, listed, valid in (
             ("NTC", None, False, False),
-            ("NTC", True, False, False),
             ("NTC", False, True, False),
-            ("TNC", None, False, False),
             ("TNC", True, True, False),
             ("NTC", None, False, True),
             ("TNC", True, False, True),
@@ -192,6 +190,16 @@ def test_the_draw_of_a_residual_cell_acts_on_its_state_and_its_output(noise_mode
     expected = clean + deviation if noise_mode == "additive" else clean * (1 + deviation)
     np.testing.assert_allclose(output.asnumpy(), expected.asnumpy(), rtol=1e-3, atol=1e-5)
     assert (perturbed != hidden).asnumpy().all() and (memory == same).asnumpy().all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "softsign"])
+@pytest.mark.parametrize("kind", ["rnn", "lstm"])
+def test_activations_are_those_that_gluons_cell_takes(kind, activation):
+    results = []
+    for new in KINDS[kind]:
+        cell = initialised(new(SIZE, input_size=SIZE, activation=activation))
+        results.append(cell.unroll(T, sequence(), None, "TNC", True)[0].asnumpy())
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 class Use(gluon.HybridBlock):
