@@ -284,6 +284,14 @@ def weighted_sum(arrays):
     return total
 
 
+def assert_close(found, expected):
+    """Lists of arrays, MXNet's or NumPy's, agree to float32's rounding."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        one, other = (array if isinstance(array, np.ndarray) else array.asnumpy() for array in (one, other))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def assert_same(found, expected, rtol=1e-4, atol=1e-5):
     """Two results of `forward_backward` agree, entry by entry."""
     assert set(found) == set(expected)

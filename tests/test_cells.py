@@ -16,6 +16,7 @@ from helpers import (
     RATES,
     Stepped,
     Unrolled,
+    assert_close,
     assert_gradients_match_finite_differences,
     assert_same,
     forward_backward,
@@ -68,14 +69,6 @@ def train_steps(stack, inputs, states):
             outputs.append(output)
             after.append(states)
     return mx.nd.stack(*outputs, axis=0), after
-
-
-def assert_close(found, expected):
-    """Lists of arrays, MXNet's or NumPy's, agree to float32's rounding."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected):
-        one, other = (array if isinstance(array, np.ndarray) else array.asnumpy() for array in (one, other))
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def has_noise(method):

@@ -195,6 +195,11 @@ class ProjectedCell(SequenceCell):
     def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
         return run(self, F, length, inputs, states, Hooks())
 
+    def _get_activation(self, F: Any, inputs: Tensor, activation: Any, **options: Any) -> Tensor:
+        if activation in ACTIVATIONS:
+            return F.Activation(inputs, act_type=activation)  # in vector instructions, which F.tanh is not
+        return super()._get_activation(F, inputs, activation, **options)
+
 
 def run(
     cell: HybridRecurrentCell, F: Any, length: int, inputs: Tensor, states: States, hooks: Hooks
@@ -247,14 +252,6 @@ def _split_gates(F: Any, gates: Tensor, count: int) -> List[Tensor]:
     return F.split(F.reshape(gates, shape=(0, count, -1)), num_outputs=count, axis=1, squeeze_axis=True)
 
 
-def _sigmoid(F: Any, x: Tensor) -> Tensor:
-    return F.Activation(x, act_type="sigmoid")  # in vector instructions, which F.sigmoid is not
-
-
-def _tanh(F: Any, x: Tensor) -> Tensor:
-    return F.Activation(x, act_type="tanh")
-
-
 class ElmanCell(ProjectedCell, rnn.RNNCell):
     r"""Elman's recurrent cell, the plain RNN of the paper (section 2.1).
 
@@ -282,11 +279,6 @@ class ElmanCell(ProjectedCell, rnn.RNNCell):
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=self._hidden_size)
         return self._get_activation(F, projected + recurrent, self._activation), []
-
-    def _get_activation(self, F: Any, inputs: Tensor, activation: Any, **options: Any) -> Tensor:
-        if activation in ACTIVATIONS:
-            return F.Activation(inputs, act_type=activation)  # in vector instructions, which F.tanh is not
-        return super()._get_activation(F, inputs, activation, **options)
 
 
 class LSTMCell(ProjectedCell, rnn.LSTMCell):
@@ -321,8 +313,11 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=4 * self._hidden_size)
         update, forget, candidate, output = _split_gates(F, projected + recurrent, 4)
-        memory = _sigmoid(F, forget) * states[1] + _sigmoid(F, update) * _tanh(F, candidate)
-        return _sigmoid(F, output) * _tanh(F, memory), [memory]
+        update, forget, output = (
+            self._get_activation(F, gate, self._recurrent_activation) for gate in (update, forget, output)
+        )
+        memory = forget * states[1] + update * self._get_activation(F, candidate, self._activation)
+        return output * self._get_activation(F, memory, self._activation), [memory]
 
 
 class GRUCell(ProjectedCell, rnn.GRUCell):
@@ -359,9 +354,9 @@ class GRUCell(ProjectedCell, rnn.GRUCell):
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=3 * self._hidden_size)
         input_reset, input_update, input_candidate = _split_gates(F, projected, 3)
         hidden_reset, hidden_update, hidden_candidate = _split_gates(F, recurrent, 3)
-        reset = _sigmoid(F, input_reset + hidden_reset)
-        update = _sigmoid(F, input_update + hidden_update)
-        candidate = _tanh(F, input_candidate + reset * hidden_candidate)
+        reset = F.Activation(input_reset + hidden_reset, act_type="sigmoid")
+        update = F.Activation(input_update + hidden_update, act_type="sigmoid")
+        candidate = F.Activation(input_candidate + reset * hidden_candidate, act_type="tanh")
         return (1 - update) * candidate + update * states[0], []
 
 

@@ -62,7 +62,8 @@ class RegularisedCell(SequenceCell, ModifierCell):
     def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
         core, around = self._chain()
         hooks, end = Hooks(), len(core.state_info())
-        own, rest = states[:end], states[end:]
+        # In a static graph MXNet fails over an output that is an input and nothing else (as apache/mxnet#20293).
+        own, rest = states[:end], [state * 1 for state in states[end:]]
         for cell in around:
             begin, end = end, len(cell.state_info())
             cell.hook(F, hooks, states[begin:end])
