@@ -21,7 +21,7 @@ from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
-from noisin._environment import threads
+from noisin.system.threads import threads
 from noisin.cli import OneLineParser, positive, run_command
 from noisin.device import processor_features
 from noisin.errors import UserError

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import noisin
-from noisin._environment import threads
+from noisin.system.threads import threads
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import Corpus, number_of_training_batches, training_batches

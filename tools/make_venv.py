@@ -1,0 +1,79 @@
+"""Make a virtual environment with noisin, its extras and the packages pinned in constraints.txt, in the folder given."""
+
+import ctypes.util
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+
+REASONS = {  # what a failed command has printed, and what it means
+    "CERTIFICATE_VERIFY_FAILED|certificate verify failed|confirming the ssl certificate": "the package index's "
+    "certificate is not trusted: name yours, e.g. PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
+    "No space left|Disk quota": "the disk is full: make room",
+    "requirement pip .*versions: none|new connection|name resolution|timed out|Connection (refused|reset)|ProxyError":
+    "the package index cannot be reached: check the network",
+}  # fmt: skip
+
+
+def _fail(message, status=2):
+    print(f"make-venv: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _check_system(gpu):
+    python, compiler = f"python3.{sys.version_info[1]}", os.environ.setdefault("CC", "cc")
+    program = "echo '#include <limits.h>\nint main(void) { return 0; }' | "
+    compiles = subprocess.run(f"{program} {compiler} -fopenmp -x c -o /dev/null -", shell=True, stderr=-3).returncode == 0
+    lacks = [
+        (find_spec("ensurepip"), "venv", f"{python}-venv"),
+        (os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"), "Python.h", f"{python}-dev"),
+        (compiles, f"a C compiler with OpenMP (CC={compiler} is none)", "gcc libc6-dev"),
+        (compiles or ctypes.util.find_library("gomp"), "libgomp", "libgomp1"),
+        (platform.machine() != "x86_64" or ctypes.util.find_library("quadmath"), "libquadmath", "libquadmath0"),
+    ]
+    lacks = [(what, package) for found, what, package in lacks if not found]
+    if lacks:
+        what, packages = zip(*lacks)
+        _fail(f"this system lacks {', '.join(what)}: apt-get install {' '.join(packages)}")
+    if gpu and not ctypes.util.find_library("cuda"):
+        _fail("a GPU needs NVIDIA's driver (libcuda.so.1): install it, or leave DEVICE=gpu out")
+
+
+def _run(*command):
+    lines = []
+    with subprocess.Popen(command, stdout=-1, stderr=-2, encoding="utf-8", errors="replace") as process:
+        for line in process.stdout:
+            lines.append(line)
+            if sys.stderr.isatty():
+                print(f"\r\033[K    {line.strip()[:70]}", end="\r", file=sys.stderr)
+    if process.returncode:
+        output = "".join(lines)
+        reason = next((reason for words, reason in REASONS.items() if re.search(words, output)), None)
+        _fail(f"{reason or output[-2000:] + 'this failed'}; then run make again")
+
+
+def main(venv, gpu=None):
+    """Make the environment; `gpu` is a file of requirements that take the place of MXNet's CPU build."""
+    _check_system(gpu)
+    python = os.path.join(venv, "bin", "python")
+    pip = [python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", "--constraint", "constraints.txt"]
+    print(f"==> {venv}: Python {platform.python_version()}; about 150 MB to download, a minute or two", flush=True)
+    _run(sys.executable, "-m", "venv", "--clear", venv)
+    _run(*pip, "--upgrade", "pip", "setuptools", "wheel", "cython")
+    _run(*pip, "--no-build-isolation", "--editable", ".[test,lint,notebooks,tensorboard,cluster]")
+    if gpu:
+        _run(python, "-m", "pip", "uninstall", "--yes", "mxnet")
+    _run(*pip, "--no-deps", *(["--requirement", gpu] if gpu else ["mxnet==1.9.1"]))  # its metadata refuse NumPy 2
+    _run("env", "-u", "DMLC_ROLE", python, "-c", "import noisin, mxnet, gluonnlp")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        _fail("interrupted; run make again", 130)
