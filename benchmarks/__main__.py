@@ -21,11 +21,11 @@ from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
-from noisin.system.threads import threads
 from noisin.cli import OneLineParser, positive, run_command
 from noisin.device import processor_features
 from noisin.errors import UserError
 from noisin.files import write_json
+from noisin.system.threads import threads
 from noisin.training import cpu_name
 
 OURS = ("limit", "none", "dropout", "noisin", "noisin*", "noisin-s4")

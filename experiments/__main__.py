@@ -16,13 +16,13 @@ from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import load_runs, run_of, runs_of
 from experiments.tables import frame, lines, markdown
-from noisin.system.threads import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import METHODS, Config
 from noisin.data import load_corpus
 from noisin.device import check_dtype, find_device
 from noisin.errors import UserError, quoted
 from noisin.process import Job
+from noisin.system.threads import threads
 
 RUNS = Path("runs")
 

@@ -1,6 +1,6 @@
-"""Make a virtual environment with noisin, its extras and the packages pinned in constraints.txt, in the folder given."""
+"""Make a virtual environment with noisin, its extras and the packages pinned in constraints.txt."""
 
-import ctypes.util
+import ctypes
 import os
 import platform
 import re
@@ -24,36 +24,45 @@ def _fail(message, status=2):
     sys.exit(status)
 
 
+def _loads(library):
+    try:
+        return ctypes.CDLL(library)
+    except OSError:
+        return None
+
+
 def _check_system(gpu):
     python, compiler = f"python3.{sys.version_info[1]}", os.environ.setdefault("CC", "cc")
-    program = "echo '#include <limits.h>\nint main(void) { return 0; }' | "
-    compiles = subprocess.run(f"{program} {compiler} -fopenmp -x c -o /dev/null -", shell=True, stderr=-3).returncode == 0
+    trial = f"printf '#include <limits.h>\\nint main(void) {{ return 0; }}' | {compiler} -fopenmp -x c -o /dev/null -"
+    compiles = subprocess.call(trial, shell=True, stderr=subprocess.DEVNULL) == 0
     lacks = [
         (find_spec("ensurepip"), "venv", f"{python}-venv"),
         (os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"), "Python.h", f"{python}-dev"),
         (compiles, f"a C compiler with OpenMP (CC={compiler} is none)", "gcc libc6-dev"),
-        (compiles or ctypes.util.find_library("gomp"), "libgomp", "libgomp1"),
-        (platform.machine() != "x86_64" or ctypes.util.find_library("quadmath"), "libquadmath", "libquadmath0"),
+        (compiles or _loads("libgomp.so.1"), "libgomp.so.1", "libgomp1"),
+        (platform.machine() != "x86_64" or _loads("libquadmath.so.0"), "libquadmath.so.0", "libquadmath0"),
     ]
     lacks = [(what, package) for found, what, package in lacks if not found]
     if lacks:
         what, packages = zip(*lacks)
         _fail(f"this system lacks {', '.join(what)}: apt-get install {' '.join(packages)}")
-    if gpu and not ctypes.util.find_library("cuda"):
+    if gpu and not _loads("libcuda.so.1"):
         _fail("a GPU needs NVIDIA's driver (libcuda.so.1): install it, or leave DEVICE=gpu out")
 
 
 def _run(*command):
     lines = []
-    with subprocess.Popen(command, stdout=-1, stderr=-2, encoding="utf-8", errors="replace") as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace") as process:
         for line in process.stdout:
             lines.append(line)
             if sys.stderr.isatty():
                 print(f"\r\033[K    {line.strip()[:70]}", end="\r", file=sys.stderr)
     if process.returncode:
         output = "".join(lines)
-        reason = next((reason for words, reason in REASONS.items() if re.search(words, output)), None)
-        _fail(f"{reason or output[-2000:] + 'this failed'}; then run make again")
+        reasons = [reason for words, reason in REASONS.items() if re.search(words, output)]
+        if not reasons:
+            print(output[-2000:], file=sys.stderr)
+        _fail(f"{(reasons or ['it failed, see above'])[0]}; then run make again")
 
 
 def main(venv, gpu=None):

@@ -13,7 +13,7 @@ import sys
 import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 VERSION = "1.9.1"
 # Without dependencies: MXNet's metadata refuse NumPy 2, with which it works.
@@ -57,7 +57,7 @@ def stand_ins() -> Iterator[None]:
     wanted.update({name: getattr(numpy, today) for name, today in _RENAMED.items() if hasattr(numpy, today)})
     # Not hasattr, which makes NumPy warn of a deprecated name.
     missing = {name: value for name, value in wanted.items() if name not in vars(numpy)}
-    modules = {}
+    modules: Dict[str, ModuleType] = {}
     if sys.version_info >= (3, 12) and "distutils" not in sys.modules:  # setuptools may have put its own there
         modules = {name: ModuleType(name) for name in ("distutils", "distutils.version")}
         vars(modules["distutils.version"]).update(LooseVersion=_Version, StrictVersion=_Version)
@@ -88,7 +88,7 @@ def prepare(refuse: Callable[[ImportError], None]) -> None:
         Raises the ImportError that it gets: one line on an MXNet that does not load.
     """
     if "mxnet" not in sys.modules:
-        sys.meta_path.insert(0, _Finder(refuse))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder(refuse))
 
 
 class _Finder:
@@ -115,7 +115,7 @@ class _Finder:
         except Exception as error:
             self.refuse(ImportError(f"MXNet {VERSION} does not load: {_reason(error)}"))
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
 
 
 def _reason(error: Exception) -> str:
