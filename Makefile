@@ -108,6 +108,14 @@ bench: $(READY) ## time training steps against the limit of the matrix products 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+.PHONY: smoke
+smoke: $(READY) ## run the few tests that show that it works on this Python, in under a minute
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m smoke $(PYTEST_ARGS)
+
+.PHONY: smoke-all
+smoke-all: ## the same on each Python from 3.8 to 3.14 that is found, each in an environment of its own
+	@tools/smoke-all
+
 .PHONY: lint
 lint: $(READY) ## ruff (rules and format) and mypy
 	@$(PY) -m ruff check .
@@ -116,6 +124,6 @@ lint: $(READY) ## ruff (rules and format) and mypy
 
 .PHONY: clean
 clean: ## remove .venv, .venv-gpu, report/, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf .venv .venv.old .venv-gpu .venv-gpu.old report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-gpu report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

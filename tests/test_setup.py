@@ -1,4 +1,4 @@
-"""Set-up: the search for a Python, the guards that run before MXNet is imported, the Makefile's targets."""
+"""Set-up: the environment that make makes, what is set before MXNet is imported, the Makefile's targets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from noisin.system import cuda
 from noisin.system.threads import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-FIND_PYTHON = ROOT / "tools" / "find-python"
+MAKE_VENV = ROOT / "tools" / "make_venv.py"
 # Other than what is given here, a child's environment is this one, without what this test run itself was started with.
 ENV = {
     name: value
@@ -52,6 +54,112 @@ def stub(file, text):
     file.write_text("#!/bin/sh\n" + text + "\n", encoding="utf-8")
     file.chmod(0o755)
     return file
+
+
+# ---- tools/make_venv.py --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_venv(monkeypatch):
+    monkeypatch.setenv("CC", "cc")
+    spec = importlib.util.spec_from_file_location("make_venv", MAKE_VENV)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_that_the_system_lacks_is_one_line_with_debians_packages(make_venv, monkeypatch, capsys):
+    make_venv._check_system(None)  # here nothing is missing
+    monkeypatch.setattr(make_venv, "find_spec", lambda name: None)
+    monkeypatch.setattr(make_venv.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    monkeypatch.setattr(make_venv, "_loads", lambda name: None)
+    monkeypatch.setattr(make_venv.platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(SystemExit) as end:
+        make_venv._check_system(None)
+    python = f"python3.{sys.version_info[1]}"
+    assert (end.value.code, capsys.readouterr().err) == (
+        2,
+        "make-venv: this system lacks venv, Python.h, a C compiler with OpenMP (CC=false is none), libgomp.so.1, "
+        f"libquadmath.so.0: apt-get install {python}-venv {python}-dev gcc libc6-dev libgomp1 libquadmath0\n",
+    )
+
+
+@pytest.mark.parametrize("cc, usable", [("cc -O2", True), ("false", False), ("no-such-compiler", False)])
+def test_the_compiler_is_tried(make_venv, monkeypatch, cc, usable):
+    monkeypatch.setenv("CC", cc)
+    if usable:
+        make_venv._check_system(None)
+    else:
+        with pytest.raises(SystemExit):
+            make_venv._check_system(None)
+
+
+@pytest.mark.parametrize(
+    "said, means",
+    [
+        (
+            "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError(SSLCertVerificationError(1, "
+            "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)'))'\n"
+            "ERROR: Could not find a version that satisfies the requirement pip (from versions: none)",
+            "the package index's certificate is not trusted",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "the disk is full: make room; then run make again",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError(\"Failed to establish a "
+            "new connection: [Errno -3] Temporary failure in name resolution\")'",
+            "the package index cannot be reached: check the network; then run make again",
+        ),
+    ],
+)
+def test_why_a_command_failed_is_one_line(make_venv, capsys, said, means):
+    with pytest.raises(SystemExit) as end:
+        make_venv._run(sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith(f"make-venv: {means}") and error.count("\n") == 1
+
+
+def test_an_unknown_reason_is_shown(make_venv, capsys):
+    with pytest.raises(SystemExit):
+        make_venv._run(sys.executable, "-c", "import sys; print('error: the reason'); sys.exit(1)")
+    assert capsys.readouterr().err.splitlines()[::2] == [
+        "error: the reason",
+        "make-venv: it failed, see above; then run make again",
+    ]
+
+
+INDEX = {"PIP_FIND_LINKS": "", "PIP_NO_INDEX": "", "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
+
+
+@pytest.mark.slow
+def test_no_network_is_one_line(tmp_path):
+    nowhere = {**INDEX, "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "1"}
+    result = run([sys.executable, MAKE_VENV, tmp_path / "venv"], **nowhere)
+    assert result.returncode == 2
+    assert result.stderr == "make-venv: the package index cannot be reached: check the network; then run make again\n"
+
+
+@pytest.mark.slow
+def test_an_interruption_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {**INDEX, "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/"}
+        process = subprocess.Popen(
+            [sys.executable, str(MAKE_VENV), str(tmp_path / "venv")],
+            cwd=ROOT,
+            env={**ENV, **index},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        silent.settimeout(60)
+        asking = silent.accept()[0]  # pip asks for the first package
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == "make-venv: interrupted; run make again\n"
+        asking.close()
+    assert process.returncode == 130
 
 
 # ---- the guards before MXNet ---------------------------------------------------------------------------------------
@@ -133,17 +241,83 @@ def make(*arguments, cwd=ROOT, **env):
 
 @pytest.fixture
 def clone(tmp_path):
-    """Copy the little that make needs, where make-venv only says that it ran, and fails if there is a file `fail`."""
+    """Copy the little that make needs, with a make_venv.py that says who ran it; a file `fail` makes it fail."""
     folder = tmp_path / "a clone"
-    folder.mkdir()
+    (folder / "tools").mkdir(parents=True)
     for name in ("Makefile", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    stub(
-        folder / "tools" / "make-venv",
-        "echo made; rm -rf .venv; mkdir -p .venv/bin; echo '#!/bin/sh' >.venv/bin/python; chmod +x .venv/bin/python\n"
-        "if [ -e fail ]; then exit 2; fi",
-    )
+    (folder / "tools" / "make_venv.py").write_text(MADE, encoding="utf-8")
     return folder
+
+
+MADE = """
+import os, shutil, sys, time
+shutil.rmtree(".venv", ignore_errors=True)
+os.makedirs(".venv/bin")
+with open(".venv/bin/python", "w") as file:
+    file.write("#!/bin/sh\\n" + os.environ.get("ENVIRONMENT", ""))
+os.chmod(".venv/bin/python", 0o755)
+print("made by", os.environ.get("WHO", "python3"), *sys.argv[1:], flush=True)
+time.sleep(float(os.environ.get("SECONDS", 0)))
+sys.exit(2 * os.path.exists("fail"))
+"""
+
+
+def python_stub(file):
+    """A Python that says what it is called."""
+    return stub(file, f'WHO={file.name} exec {sys.executable} "$@"')
+
+
+def test_the_first_python_from_3_8_to_3_14_makes_the_environment(clone, tmp_path):
+    folder = tmp_path / "bin"
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    stub(folder / "python3", "exit 1")  # as one that is too old, or a name that leads nowhere
+    for name in ("python3.14", "python3.9"):
+        python_stub(folder / name)
+    assert "made by python3.14 .venv\n" in make("venv", cwd=clone, PATH=path).stdout
+    python_stub(folder / "python3")
+    (clone / "setup.py").write_text("# another one")
+    assert "made by python3 .venv\n" in make("venv", cwd=clone, PATH=path).stdout
+
+
+def test_no_usable_python_is_one_line(clone, tmp_path):
+    names = ["python3", *(f"python3.{minor}" for minor in range(14, 7, -1))]
+    for name in names:
+        stub(tmp_path / "bin" / name, "exit 1")
+    result = make("venv", cwd=clone, PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert (result.returncode, result.stdout) == (2, "")
+    line, rest = result.stderr.split("\n", 1)
+    assert line == (
+        f"make: no CPython from 3.8 to 3.14 (tried {' '.join(names)}): apt-get install python3 python3-venv "
+        "python3-dev, or make PYTHON=/path/to/python3"
+    )
+    assert rest.startswith("make: ***")
+
+
+@pytest.mark.parametrize("version, usable", [((3, 7), 0), ((3, 8), 1), ((3, 14), 1), ((3, 15), 0), ((2, 7), 0)])
+def test_the_variable_is_taken_or_refused_and_nothing_else_tried(clone, tmp_path, version, usable):
+    assert make("venv", cwd=clone).stdout.startswith("made")
+    disguise = f"import sys; sys.version_info = {version}; exec(sys.argv[2])"
+    mine = stub(
+        tmp_path / "my own" / "py",
+        f"""[ "$1" = -c ] && exec {sys.executable} -c '{disguise}' "$@"
+        WHO=mine exec {sys.executable} "$@" """,
+    )
+    result = make("venv", f"PYTHON={mine}", cwd=clone)
+    assert result.stdout == ("made by mine .venv\n" if usable else "")
+    if not usable:
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"make: no CPython from 3.8 to 3.14 (tried {mine}): ")
+
+
+def test_another_python_makes_another_environment_and_the_same_does_not(clone):
+    same = f'exec {sys.executable} "$@"'  # what the environment's Python says it is
+    assert "made" in make("venv", f"PYTHON={sys.executable}", cwd=clone, ENVIRONMENT=same).stdout
+    assert "made" not in make("venv", f"PYTHON={sys.executable}", cwd=clone).stdout
+    assert "made" not in make("venv", cwd=clone).stdout
+    stub(clone / ".venv" / "bin" / "python", "echo another")
+    assert "made" not in make("venv", cwd=clone).stdout
+    assert "made" in make("venv", f"PYTHON={sys.executable}", cwd=clone).stdout
 
 
 def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(clone, tmp_path):
@@ -181,19 +355,11 @@ def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
     assert python.exists()
 
 
-def test_an_environment_that_cannot_be_made_anew_is_put_back(tmp_path):
-    old, folder = tmp_path / "venv" / "file", tmp_path / "venv"
-    stub(old, "")
-    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
-    result = run(["/bin/sh", ROOT / "tools" / "make-venv", folder], cwd=ROOT, **nowhere)
-    assert result.returncode == 2 and "pip could not install the pinned packages" in result.stderr
-    assert old.exists() and not (folder / "pyvenv.cfg").exists() and not (tmp_path / "venv.old").exists()
-
-
 def test_two_makes_at_once_make_the_environment_once(clone):
-    made = "mkdir -p .venv/bin; echo '#!/bin/sh' >.venv/bin/python; chmod +x .venv/bin/python"
-    stub(clone / "tools" / "make-venv", f"echo made; sleep 1; {made}")
-    both = [subprocess.Popen(["make", "venv"], cwd=clone, env=ENV, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(["make", "venv"], cwd=clone, env={**ENV, "SECONDS": "1"}, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert "".join(process.communicate(timeout=60)[0] for process in both).count("made") == 1
     assert [process.returncode for process in both] == [0, 0]
 
@@ -231,7 +397,7 @@ def test_narrowing_reaches_the_command_unchanged():
 
 def test_a_gpu_gets_an_environment_of_its_own_with_the_gpu_build():
     lines = make("-n", "ptb", "DEVICE=gpu:1").stdout
-    assert "tools/make-venv .venv-gpu requirements-gpu.txt" in lines
+    assert "tools/make_venv.py .venv-gpu requirements-gpu.txt" in lines
     assert lines.splitlines()[-1] == ".venv-gpu/bin/python -m experiments ptb --device 'gpu:1'"
     assert "gpu" not in make("-n", "ptb", "DEVICE=cpu").stdout
 
@@ -239,9 +405,9 @@ def test_a_gpu_gets_an_environment_of_its_own_with_the_gpu_build():
 def test_without_the_driver_nothing_is_downloaded_for_a_gpu(tmp_path):
     if ctypes.util.find_library("cuda"):
         pytest.skip("this machine has NVIDIA's driver")
-    result = run(["tools/make-venv", tmp_path / "venv", "requirements-gpu.txt"])
+    result = run([sys.executable, MAKE_VENV, tmp_path / "venv", "requirements-gpu.txt"])
     assert result.returncode == 2 and result.stdout == "" and not (tmp_path / "venv").exists()
-    assert "libcuda.so.1 is not on this machine" in result.stderr and result.stderr.count("\n") == 1
+    assert "(libcuda.so.1): install it" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_the_cuda_libraries_that_are_loaded_are_those_that_are_pinned():

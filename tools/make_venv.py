@@ -14,7 +14,7 @@ REASONS = {  # what a failed command has printed, and what it means
     "CERTIFICATE_VERIFY_FAILED|certificate verify failed|confirming the ssl certificate": "the package index's "
     "certificate is not trusted: name yours, e.g. PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
     "No space left|Disk quota": "the disk is full: make room",
-    "requirement pip .*versions: none|new connection|name resolution|timed out|Connection (refused|reset)|ProxyError":
+    "new connection|name resolution|timed out|Connection (refused|reset)|ProxyError":
     "the package index cannot be reached: check the network",
 }  # fmt: skip
 
