@@ -71,7 +71,8 @@ def main(venv, gpu=None):
     python = os.path.join(venv, "bin", "python")
     pip = [python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", "--constraint", "constraints.txt"]
     print(f"==> {venv}: Python {platform.python_version()}; about 150 MB to download, a minute or two", flush=True)
-    _run(sys.executable, "-m", "venv", "--clear", venv)
+    _run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
+    _run(python, "-m", "ensurepip")  # venv would not say why it fails
     _run(*pip, "--upgrade", "pip", "setuptools", "wheel", "cython")
     _run(*pip, "--no-build-isolation", "--editable", ".[test,lint,notebooks,tensorboard,cluster]")
     if gpu:
