@@ -24,6 +24,11 @@ def _fail(message, status=2):
     sys.exit(status)
 
 
+def _show(text):
+    if sys.stderr.isatty():  # over what it has shown before
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def _loads(library):
     try:
         return ctypes.CDLL(library)
@@ -55,8 +60,8 @@ def _run(*command):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace") as process:
         for line in process.stdout:
             lines.append(line)
-            if sys.stderr.isatty():
-                print(f"\r\033[K    {line.strip()[:70]}", end="\r", file=sys.stderr)
+            _show(line.strip()[:70])
+    _show("")
     if process.returncode:
         output = "".join(lines)
         reasons = [reason for words, reason in REASONS.items() if re.search(words, output)]
