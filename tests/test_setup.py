@@ -472,3 +472,20 @@ def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
     )
     assert result.returncode == 2
     assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number from 1 to 9999\n"
+
+
+def test_smoke_all_says_what_passed_and_what_failed_and_what_was_not_found(tmp_path):
+    folder = tmp_path / "bin"
+    path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYENV_ROOT": tmp_path}
+    for minor in range(8, 15):
+        stub(folder / f"python3.{minor}", "exit 1")
+    assert run(["tools/smoke-all"], **path).returncode == 1  # nothing was tried
+    made = 'mkdir -p "$2/bin"; echo "#!/bin/sh" >"$2/bin/python"; chmod +x "$2/bin/python"'
+    stub(folder / "python3.9", f'[ "$1" = -c ] || {{ {made}; }}')
+    result = run(["tools/smoke-all"], **path)
+    says = "smoke-all: passed on Python 3.9; failed on none; not found: 3.8 3.10 3.11 3.12 3.13 3.14\n"
+    assert (result.returncode, result.stdout) == (0, says)
+    stub(folder / "python3.12", '[ "$1" = -c ]')  # no environment can be made with it
+    result = run(["tools/smoke-all"], **path)
+    says = "smoke-all: passed on Python 3.9; failed on 3.12; not found: 3.8 3.10 3.11 3.13 3.14\n"
+    assert (result.returncode, result.stdout) == (1, says)
