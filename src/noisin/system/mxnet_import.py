@@ -74,8 +74,10 @@ def stand_ins() -> Iterator[None]:
 
 def check_installed() -> None:
     """Raise ImportError where MXNet is missing, or is a folder that an interrupted installation has left."""
-    spec = None if "mxnet" in sys.modules else PathFinder.find_spec("mxnet")
-    if "mxnet" not in sys.modules and (spec is None or spec.origin is None):
+    if "mxnet" in sys.modules:
+        return
+    spec = PathFinder.find_spec("mxnet")
+    if spec is None or spec.origin is None:
         raise ImportError(f"MXNet {VERSION} is not installed: {INSTALL}")
 
 
