@@ -1,4 +1,4 @@
-# Every target makes .venv first if it must: a supported Python is looked for, pinned dependencies are installed.
+# Every target makes .venv first if it must, with the first Python that can be used and the pinned dependencies.
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -10,16 +10,20 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 READY := $(VENV)/compiled
 
+# quoted VALUE: one word of the shell, whatever is in it (METHODS=noisin* is no pattern of file names)
+quoted = '$(subst ','\'',$(1))'
+
 # The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
 # none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
-# the old one), or with its Python gone, it is not this text. Then the environment is made anew.
+# the old one), with its Python gone, or for another PYTHON=, the environment is made anew.
 state = { pwd -P && cat setup.py constraints.txt $(if $(GPU),requirements-gpu.txt) | cksum; }
-ifneq ($(shell $(state)),$(shell [ -x $(PY) ] && cat $(STAMP) 2>/dev/null))
+whose = -c 'import sys; print(sys.base_prefix, sys.version)' 2>&1
+current = [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $(STAMP) 2>/dev/null)" ] \
+  $(if $(PYTHON),&& [ "$$($(call quoted,$(PYTHON)) $(whose))" = "$$($(PY) $(whose))" ])
+ifneq (yes,$(shell $(current) && echo yes))
 .PHONY: $(STAMP)
 endif
 
-# quoted VALUE: one word of the shell, whatever is in it (METHODS=noisin* is no pattern of file names)
-quoted = '$(subst ','\'',$(1))'
 # option NAME,VARIABLE: --NAME VALUE if the variable was given
 option = $(if $(strip $($(2))),--$(1) $(call quoted,$(strip $($(2)))))
 NARROW = $(strip $(call option,epochs,EPOCHS) $(call option,methods,METHODS) $(call option,seeds,SEEDS) \
@@ -41,9 +45,14 @@ venv: $(READY) ## make .venv with everything in it, and no more
 
 # One at a time: a second make waits (its lock is this very file), and then finds the environment made.
 ALONE = exec 9<Makefile; if command -v flock >/dev/null; then flock 9; fi
+PYTHONS = $(if $(PYTHON),$(call quoted,$(PYTHON)),python3 $(patsubst %,python3.%,14 13 12 11 10 9 8))
+usable = import sys; sys.exit(not ((3, 8) <= sys.version_info[:2] <= (3, 14) and sys.implementation.name == "cpython"))
 $(STAMP):
-	@$(ALONE); if [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $@ 2>/dev/null)" ]; then exit 0; fi; \
-	tools/make-venv $(VENV) $(if $(GPU),requirements-gpu.txt) && $(state) > $@ && touch $(READY)
+	@$(ALONE); if $(current); then exit 0; fi; \
+	for python in $(PYTHONS); do if "$$python" -c '$(usable)' 2>/dev/null; then \
+	  "$$python" tools/make_venv.py $(VENV) $(if $(GPU),requirements-gpu.txt) && $(state) >$@ && touch $(READY); exit; \
+	fi; done; echo "make: no CPython from 3.8 to 3.14 (tried" $(PYTHONS)"):" \
+	  "apt-get install python3 python3-venv python3-dev, or make PYTHON=/path/to/python3" >&2; exit 2
 
 # A changed C file needs no new environment.
 $(READY): $(STAMP) $(wildcard src/noisin/*.[ch])
@@ -99,6 +108,14 @@ bench: $(READY) ## time training steps against the limit of the matrix products 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+.PHONY: smoke
+smoke: $(READY) ## run the few tests that show that it works on this Python, in under a minute
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m smoke $(PYTEST_ARGS)
+
+.PHONY: smoke-all
+smoke-all: ## the same on each Python from 3.8 to 3.14 that is found, each in an environment of its own
+	@tools/smoke-all
+
 .PHONY: lint
 lint: $(READY) ## ruff (rules and format) and mypy
 	@$(PY) -m ruff check .
@@ -107,6 +124,6 @@ lint: $(READY) ## ruff (rules and format) and mypy
 
 .PHONY: clean
 clean: ## remove .venv, .venv-gpu, report/, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf .venv .venv.old .venv-gpu .venv-gpu.old report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-gpu report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

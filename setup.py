@@ -20,8 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The noisin authors",
     license="Apache-2.0",
-    # Apache MXNet has no release after 1.9.1, which needs numpy < 1.24, which needs Python < 3.12.
-    python_requires=">=3.8,<3.12",
+    python_requires=">=3.8,<3.15",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"noisin": ["py.typed"]},
@@ -40,13 +39,16 @@ setup(
         for source in sorted((HERE / "src/noisin").glob("*.c"))
     ],
     install_requires=[
-        "mxnet==1.9.1",  # not a range: on platforms without a 1.9.1 wheel pip would silently take 1.6 or 1.7
+        # Not a range: on platforms without a wheel of 1.9.1 pip would silently take 1.6 or 1.7. Its metadata refuse
+        # NumPy 2, and older ones have no wheels for Python 3.13: there it is installed with --no-deps.
+        'mxnet==1.9.1; python_version < "3.13"',
         "gluonnlp==0.10.0",  # vocabulary, corpora, BPTT batches
-        "numpy>=1.19,<1.24",  # MXNet's own metadata admits versions that it cannot be imported with
+        "numpy>=1.19",
         "matplotlib>=3.7",  # figures
         "pandas>=1.4",  # tables of runs
         "tqdm>=4.60",  # progress bars
-        # MXNet brings requests and urllib3; these floors are the versions without known vulnerabilities.
+        # MXNet imports requests, which brings urllib3; the floors are the versions without known vulnerabilities.
+        'requests; python_version < "3.10"',
         'requests>=2.33.0; python_version >= "3.10"',
         'urllib3>=2.7.0; python_version >= "3.10"',
     ],
@@ -65,10 +67,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.8",
-        "Programming Language :: Python :: 3.9",
-        "Programming Language :: Python :: 3.10",
-        "Programming Language :: Python :: 3.11",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(8, 15)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

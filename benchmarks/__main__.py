@@ -21,12 +21,12 @@ from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
-from noisin._environment import threads
 from noisin.cli import OneLineParser, positive, run_command
 from noisin.device import processor_features
 from noisin.errors import UserError
 from noisin.files import write_json
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.system.threads import threads
 from noisin.training import cpu_name
 
 OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Sequence
 from tqdm import tqdm
 
 from benchmarks.workloads import WORKLOADS
-from noisin._environment import threads
+from noisin.system.threads import threads
 
 WARM_UP_STEPS = 3
 TURN_SECONDS = 1.5

@@ -16,7 +16,6 @@ from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import load_runs, run_of, runs_of
 from experiments.tables import frame, lines, markdown
-from noisin._environment import threads
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
 from noisin.data import load_corpus
@@ -24,6 +23,7 @@ from noisin.device import check_dtype, find_device
 from noisin.errors import UserError, quoted
 from noisin.methods import METHODS
 from noisin.process import Job
+from noisin.system.threads import threads
 
 RUNS = Path("runs")
 

@@ -116,7 +116,8 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     among_rivals = [name for name in dict.fromkeys(("chosen", *columns_of)) if any(name in row for row in shown)]
     columns = [name for name in COLUMNS if experiment.published or name != "published"]
     names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
-    return pd.DataFrame(shown, columns=names).fillna("-")
+    table = pd.DataFrame(shown, columns=names)
+    return table.astype({name: object for name in table if table[name].isna().all()}).fillna("-")
 
 
 def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:

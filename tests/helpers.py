@@ -9,6 +9,7 @@ import time
 import zipfile
 from contextlib import contextmanager
 
+import matplotlib
 import mxnet as mx
 import numpy as np
 import pytest
@@ -52,6 +53,9 @@ def _multiplies_bfloat16():
 MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
 needs_bfloat16 = pytest.mark.skipif(
     not MULTIPLIES_BFLOAT16, reason="this processor has no AVX-512, without which MXNet multiplies no bfloat16"
+)
+needs_matplotlib = pytest.mark.skipif(
+    not matplotlib.__version__.startswith("3.10."), reason="matplotlib 3.10 drew the committed figures"
 )
 DTYPES = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
 

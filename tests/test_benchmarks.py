@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import needs_bfloat16
+from helpers import needs_bfloat16, needs_matplotlib
 from matplotlib.image import imread
 
 import benchmarks.__main__
@@ -232,6 +232,7 @@ def test_the_figures_show_the_measurements(tmp_path, drawn):
         assert right.get_ylabel() == "peak MiB"
 
 
+@needs_matplotlib
 def test_the_committed_figures_are_of_the_committed_measurements(tmp_path):
     report.draw(report.read_results(report.HERE / "results.json"), tmp_path)
     for name in (report.SPEED_PICTURE, report.GROWTH_PICTURE):

@@ -165,6 +165,7 @@ def test_deterministic_stack_equals_gluons_fused_layers_gradients_too(cell, acti
         np.testing.assert_allclose(ours.grad().asnumpy(), theirs.grad().asnumpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.smoke
 @each_cell
 @pytest.mark.parametrize("kind", [Unrolled, Stepped])
 def test_deterministic_stack_equals_gluons_own_cells(cell, activation, kind):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_up_record
+from helpers import make_up_record, needs_matplotlib
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
@@ -411,6 +411,7 @@ def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side(tmp_path, d
     assert len({line.get_linewidth() for line in drawn[0].axes[0].get_lines() if line.get_marker() != "*"}) == 3
 
 
+@needs_matplotlib
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     committed, runs = RESULTS / experiment.name / "curves.png", runs_of(experiment, load_runs())

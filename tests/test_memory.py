@@ -70,6 +70,7 @@ def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, caps
 # seconds of CPU, and the most memory in MB, before, after the preparation and after the steps.
 OWN_TEXT = """
 import json, resource, sys, time
+import noisin
 import mxnet as mx
 from noisin.config import Config
 from noisin.data import load_corpus, training_batches

@@ -16,7 +16,11 @@ with warnings.catch_warnings():
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.smoke if path.stem == "figure2" else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 # jupyter_client and ipykernel warn of their own sockets and loops; the notebook's errors are raised all the same.
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_runs_from_its_first_cell_to_its_last(path, monkeypatch):

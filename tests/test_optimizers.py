@@ -48,7 +48,7 @@ def test_an_update_is_bit_for_bit_mxnets(monkeypatch, name, decay, size):
         ("sgd", {}, {"dtype": "float16"}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Accumulating with float16")
+@pytest.mark.filterwarnings("ignore:Accumulating with float16", "ignore:overflow encountered in cast")
 def test_what_the_compiled_code_does_not_do_is_done_by_mxnet(name, options, arrays):
     options = {"learning_rate": 0.1, **options}
     for ours, theirs in zip(*(updated(kind, options, 50, **arrays) for kind in (OPTIMIZERS[name], THEIRS[name]))):

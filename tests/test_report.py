@@ -279,6 +279,7 @@ def test_runs_of_no_experiment_are_shown_too(tmp_path):
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_links_lead_somewhere_and_nothing_comes_from_outside(committed):
     out, page = committed
     assert len(page.ids) == len(set(page.ids))

@@ -13,6 +13,7 @@ from noisin.config import Config
 from noisin.objective import AveragedLikelihood
 from noisin.optimizers import OPTIMIZERS
 from noisin.step import ClippingTrainer, Diverged, TrainingStep
+from noisin.system import mxnet_import
 
 SMALL = {"cell": "rnn", "activation": "sigmoid", "layers": 2, "hidden": 5, "embedding": 4, "batch_size": 3, "unroll": 4}
 
@@ -141,9 +142,10 @@ def test_a_step_reduces_the_loss_of_its_segment():
 
 
 FAULTS = """
-import ctypes, resource
+import ctypes, resource, runpy, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault for 512
-import mxnet as mx
+with runpy.run_path(sys.argv[1])["stand_ins"]():
+    import mxnet as mx
 def use():
     for _ in range(5):
         mx.nd.ones((40, 1 << 18)).wait_to_read()
@@ -157,7 +159,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_freed_memory_is_kept_for_the_next_step():
     def faults(first):
-        command = [sys.executable, "-W", "ignore", "-c", first + FAULTS]
+        command = [sys.executable, "-W", "ignore", "-c", first + FAULTS, mxnet_import.__file__]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     # Five arrays of 40 MB: 51,200 pages if each is mapped anew.

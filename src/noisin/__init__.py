@@ -1,13 +1,13 @@
 """Noisy recurrent neural networks: unbiased noise on the hidden state of language models.
 
-Import noisin before mxnet: the environment is checked and the number of threads is set here, because MXNet reads
-both once, while it loads.
+Import noisin before mxnet: it lets MXNet load on today's NumPy and Python, and sets the number of threads, which MXNet
+reads once.
 """
 
 from __future__ import annotations
 
-from noisin import _environment
+from noisin.system import startup
 
 __version__ = "0.1.0"  # setup.py reads this line as text
 
-_environment.prepare()
+startup.prepare()

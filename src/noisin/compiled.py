@@ -9,7 +9,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.base import _LIB, check_call
 
-from noisin._environment import compiled_part
+from noisin.system.startup import compiled_part
 
 ARRAY, NUMBER = ctypes.c_void_p, ctypes.c_int64
 

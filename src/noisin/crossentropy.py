@@ -14,10 +14,10 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
-from noisin._environment import threads
 from noisin.compiled import ARRAY, NUMBER, Operator, function
 from noisin.model import BFLOAT16, LanguageModel
 from noisin.objective import AveragedLikelihood
+from noisin.system.threads import threads
 
 
 class FusedLikelihood(AveragedLikelihood):

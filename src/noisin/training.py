@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 import noisin
-from noisin._environment import threads
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config, recorded_config
 from noisin.data import Corpus, number_of_training_batches, training_batches
@@ -29,6 +28,7 @@ from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
 from noisin.record import finite_or_null, read_record, seal, write_record
 from noisin.step import Diverged, TrainingStep
+from noisin.system.threads import threads
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
 # start, for some tens of batches in which the hidden state grows without bound, and come back; so they do in PyTorch.

@@ -1,0 +1,1 @@
+"""What noisin needs of the system: MXNet imported on any NumPy, threads, memory, CUDA."""

@@ -1,0 +1,102 @@
+"""What `import noisin` does before MXNet is imported; it imports neither MXNet nor NumPy."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from importlib import util
+from types import TracebackType
+from typing import Optional, Type
+
+from noisin.system import mxnet_import
+from noisin.system.cuda import load_cuda_libraries
+from noisin.system.threads import leave_threads_to_the_engine, set_threads
+
+COMMANDS = ("noisin", "experiments", "benchmarks")
+COMPILED_PARTS = ("_crossentropy", "_normals", "_updates")
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def check_cluster_role() -> None:
+    """Raise ImportError where `import mxnet` would turn this process into a parameter server and never return."""
+    role = os.environ.get("DMLC_ROLE")
+    if role in ("server", "scheduler"):
+        raise ImportError(
+            f"DMLC_ROLE={role} is set: `import mxnet` would block for ever, serving other processes; "
+            "unset it (a server or scheduler of a cluster runs `python -c 'import mxnet'` without noisin)"
+        )
+
+
+def compiled_part(name: str) -> str:
+    """Path of the library made of a C file of this package; raises ImportError where it was not installed."""
+    spec = util.find_spec(f"noisin.{name}")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            f"noisin's compiled part {name} is missing: install the package (make venv, or pip install .)"
+        )
+    return spec.origin
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed arrays for the next training step, instead of giving them back to the system.
+
+    MXNet allocates arrays of tens of megabytes anew in each step, and glibc maps each of them afresh: 11,000 page
+    faults a step on the Penn Treebank, a tenth of its time. One arena, because the others cannot hold arrays above
+    64 MB. Peak memory is about the same, but it is kept until the end.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def _is_command() -> bool:
+    """Whether Python was started for a command of this repository.
+
+    In `python -m PACKAGE` sys.argv[0] is "-m" while Python looks for PACKAGE, whichever that is, then its __main__.py.
+    """
+    folder, name = os.path.split(sys.argv[0] if sys.argv else "")
+    return (os.path.basename(folder) if name == "__main__.py" else name) in (*COMMANDS, "-m")
+
+
+def interrupt_in_one_line() -> None:
+    """Say an interruption in one line wherever it comes, as in the seconds that MXNet takes to load."""
+    usual = sys.excepthook
+
+    def hook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("noisin: interrupted", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def refuse(error: ImportError) -> None:
+    """Raise the error; in a command end with it as one line, for no code of the user's can catch it there."""
+    if _is_command():
+        print(f"noisin: error: {error}", file=sys.stderr)
+        raise SystemExit(2)
+    raise error
+
+
+def prepare() -> None:
+    """Do all of the above, once, for `import noisin`."""
+    try:
+        mxnet_import.check_installed()
+        check_cluster_role()
+        for name in COMPILED_PARTS:
+            compiled_part(name)
+        set_threads()
+        leave_threads_to_the_engine()
+        load_cuda_libraries()
+    except ImportError as error:
+        refuse(error)
+    if _is_command():
+        interrupt_in_one_line()
+    keep_freed_memory()
+    mxnet_import.prepare(refuse)
