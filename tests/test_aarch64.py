@@ -24,7 +24,7 @@ def numbers(folder, compiler, *emulator):
     assert len(libraries) == len(list((ROOT / "src/noisin").glob("*.c")))
     program = folder / "compiled"
     sources = [ROOT / "tests/compiled.c", *libraries, f"-Wl,-rpath,{folder / 'noisin'}"]
-    subprocess.run([compiler, *sources, "-o", program], check=True)
+    subprocess.run([*compiler.split(), *sources, "-o", program], check=True)
     output = subprocess.run([*emulator, program], check=True, stdout=subprocess.PIPE, text=True).stdout
     values = {}
     for name, value in map(str.split, output.splitlines()):
