@@ -94,7 +94,7 @@ $(FURTHER):
 
 .PHONY: results figures
 figures: results ## another name of the next
-results: $(READY) ## rewrite the README's tables and figures from the committed records
+results: $(READY) ## rewrite the tables and figures of README.md and docs/ from the committed records
 	@$(PY) -m experiments readme
 
 .PHONY: report

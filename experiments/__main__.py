@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.engines import Ended, Relay, on_dask, on_this_machine
-from experiments.readme import update_readme
+from experiments.readme import update_pages
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
@@ -41,7 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _do(arguments: argparse.Namespace) -> None:
     if arguments.command == "readme":
-        update_readme()
+        update_pages()
     elif arguments.command == "report":
         write_report(arguments.out)
         print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, experiment in EXPERIMENTS.items():
         _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))
-    says = "rewrite the README's results and their figures from the committed records"
+    says = "rewrite the results in README.md and docs/ and their figures from the committed records"
     commands.add_parser("readme", help=says, description=says)
     says = "write tables, figures and a page from the committed records"
     report = commands.add_parser("report", help=says, description=says)

@@ -278,12 +278,35 @@ def test_a_large_copy_does_not_put_the_engines_threads_to_sleep():
     assert sleeps("import noisin", 10_000_000) < 0.25
 
 
-def test_mxnet_before_noisin_is_warned_of_at_the_users_line():
-    code = "import sys, types; sys.modules['mxnet'] = types.ModuleType('mxnet'); import noisin"
-    result = python(code)
-    assert result.returncode == 0
-    assert "<string>:1: RuntimeWarning: mxnet was imported before noisin" in result.stderr
-    assert python(code, OMP_NUM_THREADS="1").stderr == ""
+def test_noisin_after_mxnet_leaves_mxnets_threads_and_says_nothing():
+    code = "import sys, types; sys.modules['mxnet'] = types.ModuleType('mxnet'); import noisin, os; "
+    result = python(code + "print(os.environ.get('OMP_NUM_THREADS'))")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "None\n", "")
+
+
+# Prints what `import noisin` changes in a host process: its hooks and filters, and what C's allocator is asked.
+HOST = """
+import ctypes, sys, warnings
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        print(name) if name == "mallopt" else None
+        return super().__getattr__(name)
+ctypes.CDLL = Library
+before = sys.excepthook, list(warnings.filters), set(sys.modules)
+import noisin
+loaded = set(sys.modules) - before[2]
+print(before[:2] == (sys.excepthook, list(warnings.filters)), {"mxnet", "numpy", "pandas"} & loaded)
+"""
+
+
+def test_importing_noisin_sets_no_more_than_mxnet_needs():
+    assert python(HOST).stdout == "True set()\n"
+
+
+def test_every_public_name_is_there_when_it_is_used_and_no_sooner():
+    code = "import noisin, sys; assert 'mxnet' not in sys.modules; [getattr(noisin, name) for name in noisin.__all__]"
+    result = python(code + "; print(set(noisin.__all__) <= set(dir(noisin)), hasattr(noisin, 'nothing'))")
+    assert result.stdout == "True False\n", result.stderr
 
 
 def test_one_version_everywhere():

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Iterator
 
@@ -74,13 +73,7 @@ def set_threads() -> None:
         if not re.fullmatch("[1-9][0-9]{0,4}", given) or int(given) > most:  # more bring a machine down
             raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to {most}")
         return
-    if "mxnet" in sys.modules:
-        warnings.warn(
-            "mxnet was imported before noisin, with OMP_NUM_THREADS unset, and so uses half of the cores: "
-            "import noisin first, or set OMP_NUM_THREADS",
-            RuntimeWarning,
-            stacklevel=4,  # set_threads, prepare, noisin/__init__.py, the user's import
-        )
+    if "mxnet" in sys.modules:  # which has chosen
         return
     os.environ["OMP_NUM_THREADS"] = str(usable_cores())
     global _chosen
