@@ -34,7 +34,7 @@ help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-15s %s\n' "$$target" "$$what"; done
-	@echo "demo, ptb, table2, wikitext2 (table3), gamma, rates, lower-bound, initialisation, identity, zaremba and unroll take"
+	@echo "demo, ptb, table2, wikitext2 (table3) and $(FURTHER) take"
 	@echo "EPOCHS= METHODS= SEEDS= ONLY= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "  make table2 ONLY=layers=2,activation=tanh"
@@ -78,7 +78,8 @@ wikitext2: $(READY) ## the same on WikiText-2, which is the paper's Table 3: ano
 	@$(PY) -m experiments wikitext2 $(NARROW)
 table3: wikitext2 ## another name of it
 
-.PHONY: gamma rates lower-bound initialisation identity zaremba unroll
+FURTHER := gamma rates lower-bound initialisation identity zaremba unroll spread settings
+.PHONY: $(FURTHER)
 gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way
 lower-bound: $(READY) ## compare two readings of the bound that the paper sets a learned gamma
@@ -86,12 +87,14 @@ initialisation: $(READY) ## compare what the recurrent weights start from, on th
 identity: $(READY) ## Table 2's tanh networks again, from the start that validates best
 zaremba: $(READY) ## the methods on a well-known small LSTM with a published perplexity, on the Penn Treebank
 unroll: $(READY) ## what WikiText-2's batch and unroll cost that LSTM
-gamma rates lower-bound initialisation identity zaremba unroll:
+spread: $(READY) ## choose the noise by validation on WikiText-2
+settings: $(READY) ## what explains the paper's perplexity on WikiText-2: a tied decoder, standard dropout
+$(FURTHER):
 	@$(PY) -m experiments $@ $(NARROW)
 
 .PHONY: results figures
 figures: results ## another name of the next
-results: $(READY) ## rewrite the README's tables and figures from the committed records
+results: $(READY) ## rewrite the tables and figures of README.md and docs/ from the committed records
 	@$(PY) -m experiments readme
 
 .PHONY: report

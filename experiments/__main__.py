@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.engines import Ended, Relay, on_dask, on_this_machine
-from experiments.readme import update_readme
+from experiments.readme import update_pages
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
@@ -23,7 +23,7 @@ from noisin.device import check_dtype, find_device
 from noisin.errors import UserError, quoted
 from noisin.methods import METHODS
 from noisin.process import Job
-from noisin.system.threads import threads
+from noisin.system.threads import threads, useful_threads
 
 RUNS = Path("runs")
 
@@ -41,7 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _do(arguments: argparse.Namespace) -> None:
     if arguments.command == "readme":
-        update_readme()
+        update_pages()
     elif arguments.command == "report":
         write_report(arguments.out)
         print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, experiment in EXPERIMENTS.items():
         _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))
-    says = "rewrite the README's results and their figures from the committed records"
+    says = "rewrite the results in README.md and docs/ and their figures from the committed records"
     commands.add_parser("readme", help=says, description=says)
     says = "write tables, figures and a page from the committed records"
     report = commands.add_parser("report", help=says, description=says)
@@ -78,7 +78,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="of the decoder's product; bfloat16 needs a processor with AVX-512 (default: float32)",
     )
-    parser.add_argument("--jobs", type=positive, help="runs side by side on this machine (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        help="runs side by side on this machine (default: 1, or one a core if a run uses one thread)",
+    )
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
@@ -87,7 +91,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "scheduler or worker can run code as you: keep them on loopback or a closed network",
     )
     parser.add_argument(
-        "--threads", type=positive, help="of each run (default: the cores shared out among --jobs; 1 on a cluster)"
+        "--threads",
+        type=positive,
+        help="of each run (default: the cores shared out among --jobs, 1 for a small network or on a cluster)",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
@@ -132,7 +138,8 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
-    jobs = arguments.jobs or 1
+    useful = useful_threads(max(config.hidden for config in configs), threads())
+    jobs = arguments.jobs or (1 if remote else threads() // useful)
     run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
 
     def engine(work: Mapping[str, Job], relay: Relay) -> Ended:
@@ -143,7 +150,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         return run_all(work, relay)
 
     # Two runs of one thread make more words a second than two of two.
-    cores = arguments.threads or (1 if remote else max(1, threads() // jobs))
+    cores = arguments.threads or (1 if remote else min(useful, max(1, threads() // jobs)))
     failure = None
     try:
         records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)

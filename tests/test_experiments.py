@@ -22,7 +22,7 @@ from matplotlib.image import imread
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.page import table_row
-from experiments.readme import README, SECTIONS, split_readme
+from experiments.readme import SECTIONS, split_page
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report import draw_against_paper
 from experiments.runner import RunsFailed, run_grid
@@ -354,12 +354,12 @@ def test_a_committed_record_holds_together(path):
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_sections_of_the_readme_are_those_of_the_records(name):
-    _, section, _ = split_readme(README.read_text(encoding="utf-8"), name)
-    assert section == SECTIONS[name]()
+    _, section, _ = split_page(name)
+    assert section == SECTIONS[name][1]()
 
 
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_little():
-    readme = README.read_text(encoding="utf-8")
+    readme = SECTIONS["speed"][0].read_text(encoding="utf-8")
     compared = 0
     for path in (RESULTS / "dtype").glob("*.json"):
         single = json.loads(path.read_text(encoding="utf-8"))

@@ -18,12 +18,14 @@ from noisin.config import recorded_config
 from noisin.files import write_file
 from noisin.methods import METHODS
 
-# Of the curves of one method, by its strength: full or hollow markers, dark or light lines, thin or thick ones.
+# Of the curves of one method, by its variant: full, hollow or half markers, dark or light lines, thin or thick ones.
 SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4},
     {"linewidth": 0.8, "markerfacecolor": "white", "markersize": 5},
     {"linewidth": 2.6, "alpha": 0.5},
     {"linewidth": 0.8, "alpha": 0.5, "markerfacecolor": "white", "markersize": 5},
+    {"linewidth": 1.4, "fillstyle": "left", "markersize": 6, "markerfacecoloralt": "white"},
+    {"linewidth": 2.6, "alpha": 0.5, "fillstyle": "top", "markersize": 7, "markerfacecoloralt": "white"},
 )
 # Of several seeds of one variant: the lines alone, or the markers would hide one another.
 SEEDS: Dict[str, Any] = {"marker": "", "linewidth": 1.0}
@@ -152,11 +154,11 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
     every = _by_method([record for records in panels.values() for record in records])
     legend = {
         _label(record, every, seeds=False): Line2D([], [], **_look(record, _shade(record, every))) for record in every
     }
+    figure = Figure(figsize=(11, 3.4 * rows + 0.1 * len(legend)), layout="constrained")
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         labels = [_label(record, every, seeds=False) for record in _by_method(records)]
