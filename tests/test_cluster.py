@@ -198,7 +198,7 @@ def kill_what_trains(cluster, done, kills):
     "runs", [16, pytest.param(500, marks=pytest.mark.load(reason="takes ten minutes; the same is run with 16 runs"))]
 )
 def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cluster, tmp_path, capsys, runs):
-    configs = [Config(method=METHODS[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
+    configs = [Config(method=list(METHODS)[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
     kills, done, begun = [], threading.Event(), time.monotonic()
     killer = threading.Thread(target=kill_now_and_then, args=(cluster, tmp_path / "records", 5, done, kills))
     killer.start()

@@ -20,6 +20,7 @@ from noisin.cells import ElmanCell, GRUCell, LSTMCell
 from noisin.graphs import traced_for
 from noisin.noise import Noise
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
+from noisin.system import mxnet_import
 
 T, B, SIZE = 4, 4, 5  # as many steps as rows: what confuses the two then has a shape that fits
 KINDS = {"rnn": (rnn.RNNCell, ElmanCell), "lstm": (rnn.LSTMCell, LSTMCell), "gru": (rnn.GRUCell, GRUCell)}
@@ -376,8 +377,9 @@ def test_files_load_in_both_directions(saving, loading, container, tmp_path):
 
 
 LOADER = """
-import json, sys
-import mxnet as mx
+import json, runpy, sys
+with runpy.run_path(sys.argv[1])["stand_ins"]():
+    import mxnet as mx
 from mxnet import autograd, gluon
 arrays = {}
 for name, inputs in json.load(open("networks.json")).items():
@@ -411,7 +413,7 @@ def test_exported_networks_run_without_noisin(tmp_path):
                 random = "random" in (tmp_path / f"{key}-symbol.json").read_text()
                 assert random == (what == "" and "noisy" in name), (name, how, what)
     (tmp_path / "networks.json").write_text(json.dumps(networks))
-    subprocess.run([sys.executable, "-c", LOADER], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", LOADER, mxnet_import.__file__], cwd=tmp_path, check=True)
     found = mx.nd.load(str(tmp_path / "outputs"))
     for key, values in expected.items():
         for time in range(2):
