@@ -132,8 +132,12 @@ AGAIN = r"python -m pip install --no-deps --force-reinstall mxnet==1\.9\.1"
             "import ctypes; ctypes.CDLL('libquadmath.so.99')",
             r"libquadmath\.so\.99: .*: apt-get install libgomp1 libquadmath0, or your system's like",
         ),
+        (
+            "import ctypes; ctypes.CDLL('libarmpl_lp64_mp.so.99')",
+            r"libarmpl_lp64_mp\.so\.99: .*: install the Arm Performance Libraries, or use Docker as the README says",
+        ),
     ],
-    ids=["other version", "empty", "half", "no library", "no dependency", "no system library"],
+    ids=["other version", "empty", "half", "no library", "no dependency", "no system library", "no Arm library"],
 )
 def test_an_mxnet_that_does_not_load_is_one_line_in_a_command_and_an_import_error_elsewhere(tmp_path, code, says):
     (tmp_path / "mxnet").mkdir()

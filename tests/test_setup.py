@@ -86,6 +86,17 @@ def test_all_that_the_system_lacks_is_one_line_with_debians_packages(make_venv, 
     )
 
 
+def test_aarch64_without_arms_libraries_is_one_line(make_venv, monkeypatch, capsys):
+    monkeypatch.setattr(make_venv.platform, "machine", lambda: "aarch64")
+    with pytest.raises(SystemExit):
+        make_venv._check_system(None)
+    error = capsys.readouterr().err
+    assert error.startswith("make-venv: MXNet on aarch64 needs the Arm Performance Libraries: ")
+    assert error.count("\n") == 1
+    monkeypatch.setattr(make_venv, "_loads", lambda name: True)
+    make_venv._check_system(None)
+
+
 @pytest.mark.parametrize("cc, usable", [("cc -O2", True), ("false", False), ("no-such-compiler", False)])
 def test_the_compiler_is_tried(make_venv, monkeypatch, cc, usable):
     monkeypatch.setenv("CC", cc)

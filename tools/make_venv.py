@@ -51,6 +51,8 @@ def _check_system(gpu):
     if lacks:
         what, packages = zip(*lacks)
         _fail(f"this system lacks {', '.join(what)}: apt-get install {' '.join(packages)}")
+    if platform.machine() == "aarch64" and not _loads("libarmpl_lp64_mp.so"):
+        _fail("MXNet on aarch64 needs the Arm Performance Libraries: install them, or use Docker as the README says")
     if gpu and not _loads("libcuda.so.1"):
         _fail("a GPU needs NVIDIA's driver (libcuda.so.1): install it, or leave DEVICE=gpu out")
 

@@ -125,6 +125,8 @@ def _reason(error: Exception) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mxnet"):
         return f"{text}: python -m pip install {error.name}"
+    if "libarmpl" in text:
+        return f"{text}: install the Arm Performance Libraries, or use Docker as the README says"
     if isinstance(error, OSError) and "lib" in text and "cannot open shared object" in text:
         return f"{text}: apt-get install libgomp1 libquadmath0, or your system's like"
     return f"{text}: {INSTALL.replace('--no-deps', '--no-deps --force-reinstall')}"
