@@ -22,10 +22,10 @@ from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
 from experiments.tables import markdown
 from noisin.cli import OneLineParser, positive, run_command
-from noisin.device import processor_features
-from noisin.errors import UserError
-from noisin.files import write_json
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.system.device import processor_features
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
 from noisin.system.threads import threads
 from noisin.training import cpu_name
 

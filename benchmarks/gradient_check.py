@@ -17,8 +17,8 @@ from mxnet import gluon, nd
 
 from noisin.config import Config
 from noisin.data import load_corpus, training_batches
-from noisin.device import find_device
 from noisin.step import ClippingTrainer, TrainingStep
+from noisin.system.device import find_device
 from noisin.training import initial_model
 
 VOCABULARY, BLOCK, ROUNDS = 10_000, 10, 15  # types as in the Penn Treebank; steps in a turn; turns of each way

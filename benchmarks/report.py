@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
-from noisin.errors import UserError
-from noisin.files import read_json, write_file
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_file
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"

@@ -7,9 +7,9 @@ import time
 from noisin.cli import main  # what the command loads
 from noisin.config import Config
 from noisin.data import load_corpus, training_batches
-from noisin.device import find_device
-from noisin.errors import UserError
 from noisin.step import TrainingStep
+from noisin.system.device import find_device
+from noisin.system.errors import UserError
 from noisin.training import initial_model
 
 assert callable(main)

@@ -19,10 +19,10 @@ from experiments.tables import frame, lines, markdown
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
 from noisin.data import load_corpus
-from noisin.device import check_dtype, find_device
-from noisin.errors import UserError, quoted
 from noisin.methods import METHODS
-from noisin.process import Job
+from noisin.system.device import check_dtype, find_device
+from noisin.system.errors import UserError, quoted
+from noisin.system.process import Job
 from noisin.system.threads import threads
 
 RUNS = Path("runs")

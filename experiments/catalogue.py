@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
+from noisin.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from experiments.records import RESULTS, draw
 from experiments.report import draw_against_paper
 from experiments.runs import Run, load_runs, runs_of
 from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame, verdicts_frame
-from noisin.errors import UserError
-from noisin.files import write_file
+from noisin.system.errors import UserError
+from noisin.system.files import write_file
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

@@ -30,9 +30,9 @@ from experiments.tables import (
     summary_frame,
 )
 from noisin import figures
-from noisin.errors import UserError
-from noisin.files import write_file
 from noisin.methods import METHODS
+from noisin.system.errors import UserError
+from noisin.system.files import write_file
 
 FOLDER = Path("report")
 MEASUREMENTS = speed.HERE / "results.json"

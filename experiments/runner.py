@@ -14,9 +14,9 @@ from tqdm import tqdm
 from experiments.engines import Engine
 from experiments.records import file_record, find_record, load_records
 from noisin.config import Config
-from noisin.errors import UserError
-from noisin.files import write_json
-from noisin.process import Job
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
+from noisin.system.process import Job
 
 
 class RunsFailed(Exception):
@@ -57,7 +57,7 @@ def run_grid(
     threads : int, default 1
         Of each run.
     device : str, default 'auto'
-        As in `noisin.device.find_device`.
+        As in `noisin.system.device.find_device`.
     elsewhere : sequence of Path
         Further folders of records: a run that has one there is not run again.
 

@@ -27,9 +27,9 @@ from noisin import data, published
 from noisin.arrays import parse_arrays
 from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
-from noisin.files import parse_json, read_json
 from noisin.record import seal
+from noisin.system.errors import UserError
+from noisin.system.files import parse_json, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 
 from noisin import data, synthetic
 from noisin import published as published_corpora
-from noisin.errors import UserError
-from noisin.files import hold_folder, write_bytes
 from noisin.published import PublishedCorpus, Source
+from noisin.system.errors import UserError
+from noisin.system.files import hold_folder, write_bytes
 
 # A made-up corpus with an empty line in every split; "wug" is unseen in training.
 TEXT = {

@@ -30,11 +30,11 @@ from experiments.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.tables import exact, frame, lines, markdown
 from noisin import figures
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
 from noisin.figures import curves, figure2, validation_panels
 from noisin.methods import METHODS
-from noisin.process import Job, run
 from noisin.record import read_record, seal, write_record
+from noisin.system.errors import UserError
+from noisin.system.process import Job, run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(RESULTS.glob("*/*.json"))
@@ -121,7 +121,7 @@ def test_what_has_its_records_needs_no_corpus(tmp_path, monkeypatch, capsys):
 
 def test_a_dtype_that_the_processor_lacks_is_said_once_and_before_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("noisin.device.processor_features", lambda: {"avx2"})
+    monkeypatch.setattr("noisin.system.device.processor_features", lambda: {"avx2"})
     assert main(["demo", "--dtype", "bfloat16", "--device", "cpu"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("experiments: error: dtype is 'bfloat16'") and captured.err.count("\n") == 1

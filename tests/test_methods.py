@@ -18,11 +18,11 @@ from experiments.tables import exact, frame, lines
 from noisin.cli import main
 from noisin.config import Config
 from noisin.data import load_corpus
-from noisin.errors import UserError
 from noisin.evaluation import Evaluator
-from noisin.files import write_json
 from noisin.methods import METHODS, Method, Regulariser
 from noisin.record import read_record
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
 from noisin.training import train
 
 CONTRIBUTING = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -34,9 +34,9 @@ from experiments.tables import (
     verdicts_frame,
 )
 from noisin.config import config_from_dict
-from noisin.errors import UserError
-from noisin.files import read_json, write_json
 from noisin.record import seal
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_json
 
 NONE, NOISIN, LEARNED = (FIGURE2.configs([method])[0] for method in ("none", "noisin", "noisin*"))
 DROPPED = FIGURE2.configs(["dropout"])[0]

@@ -21,11 +21,11 @@ from noisin import synthetic, training
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
 from noisin.data import load_corpus
-from noisin.errors import UserError
-from noisin.files import read_json
 from noisin.methods import METHODS
 from noisin.record import read_record
 from noisin.step import ClippingTrainer
+from noisin.system.errors import UserError
+from noisin.system.files import read_json
 from noisin.training import initial_model, learning_rate, make_evaluator, train
 
 SMALL = {"hidden": 12, "batch_size": 8, "unroll": 10, "epochs": 4, "eval_samples": 3, "gamma": [0.3]}

@@ -20,13 +20,13 @@ from noisin import __version__
 from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict, recorded_config
 from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
-from noisin.device import find_device
-from noisin.errors import UserError, harmless, printable
-from noisin.files import read_json
-from noisin.process import end_with_parent
 from noisin.published import NAMES
 from noisin.record import finite_or_null
 from noisin.sampling import sample_words
+from noisin.system.device import find_device
+from noisin.system.errors import UserError, harmless, printable
+from noisin.system.files import read_json
+from noisin.system.process import end_with_parent
 from noisin.training import evaluated_at_once, initial_model, make_evaluator, train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."

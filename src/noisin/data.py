@@ -32,9 +32,9 @@ import gluonnlp
 import numpy as np
 
 from noisin import synthetic
-from noisin.errors import UserError
-from noisin.files import MEMORY, hold_folder, parse_json, read_regular, write_bytes
 from noisin.published import NAMES, PUBLISHED, SPLITS, find_files
+from noisin.system.errors import UserError
+from noisin.system.files import MEMORY, hold_folder, parse_json, read_regular, write_bytes
 
 UNKNOWN, END = "<unk>", "<eos>"
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has

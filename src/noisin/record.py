@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from noisin.config import Config, recorded_config
-from noisin.errors import UserError
-from noisin.files import read_json, write_json
 from noisin.published import NAMES
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_json
 
 
 def seal(record: Mapping[str, Any]) -> Dict[str, Any]:

@@ -19,15 +19,15 @@ import noisin
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config, recorded_config
 from noisin.data import Corpus, number_of_training_batches, training_batches
-from noisin.device import check_dtype, device_name
-from noisin.errors import UserError
 from noisin.evaluation import Evaluator
 from noisin.events import Events
-from noisin.files import MEMORY
 from noisin.model import LanguageModel, make_model
 from noisin.objective import perplexity
 from noisin.record import finite_or_null, read_record, seal, write_record
 from noisin.step import Diverged, TrainingStep
+from noisin.system.device import check_dtype, device_name
+from noisin.system.errors import UserError
+from noisin.system.files import MEMORY
 from noisin.system.threads import threads
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
