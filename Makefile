@@ -55,8 +55,8 @@ $(STAMP):
 	  "apt-get install python3 python3-venv python3-dev, or make PYTHON=/path/to/python3" >&2; exit 2
 
 # A changed C file needs no new environment.
-$(READY): $(STAMP) $(wildcard src/noisin/*.[ch])
-	@$(ALONE); if [ -z "$$(find src/noisin -name '*.[ch]' -newer $@ 2>&1)" ]; then exit 0; fi; \
+$(READY): $(STAMP) $(wildcard src/noisin/native/*.[ch])
+	@$(ALONE); if [ -z "$$(find src/noisin/native -name '*.[ch]' -newer $@ 2>&1)" ]; then exit 0; fi; \
 	$(PY) setup.py -q build_ext --inplace --force && touch $@
 
 # ---- the main job --------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import rnn
 
-from noisin import cells, graphs, noise, normals, regularisers
+from noisin import cells, graphs, noise, regularisers
 from noisin.cells import ElmanCell, GRUCell, LSTMCell
 from noisin.graphs import traced_for
+from noisin.native import normals
 from noisin.noise import Noise
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
 

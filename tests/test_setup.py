@@ -344,8 +344,8 @@ def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(cl
 
 
 def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
-    (clone / "src" / "noisin").mkdir(parents=True)
-    source = clone / "src" / "noisin" / "_part.c"
+    (clone / "src" / "noisin" / "native").mkdir(parents=True)
+    source = clone / "src" / "noisin" / "native" / "part.c"
     source.touch()
     assert make("venv", cwd=clone).stdout.count("made") == 1
     python = stub(clone / ".venv" / "bin" / "python", 'echo "$@"')

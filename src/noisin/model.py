@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Any, List, Optional, Tuple
 
 import mxnet as mx
-import numpy as np
 from mxnet.gluon import HybridBlock
 
 from noisin.cells import CellStack, make_cells
 from noisin.config import Config
-from noisin.graphs import Tensor, block_parameters, traced_for
+from noisin.graphs import BFLOAT16, Tensor, block_parameters, traced_for
 from noisin.methods import METHODS, make_noise
 from noisin.noise import Noise
 from noisin.regularisers import active_mask, check_rate, draw_mask, noises
-
-# MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 
 class LanguageModel(HybridBlock):

@@ -9,7 +9,7 @@ from typing import Any, Dict, Type
 import mxnet as mx
 import numpy as np
 
-from noisin.compiled import ARRAY, NUMBER, Operator, function
+from noisin.native.compiled import ARRAY, NUMBER, Operator, function
 
 
 class Adam(mx.optimizer.Adam):

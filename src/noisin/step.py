@@ -10,9 +10,8 @@ import numpy as np
 from mxnet import gluon
 
 from noisin.config import Config
-from noisin.crossentropy import FusedLikelihood
 from noisin.model import LanguageModel
-from noisin.objective import AveragedLikelihood
+from noisin.objective import AveragedLikelihood, FusedLikelihood
 from noisin.optimizers import OPTIMIZERS
 
 
