@@ -16,7 +16,8 @@ import noisin  # noqa: F401  before mxnet: it sets threads and memory
 from mxnet import gluon, nd
 
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
 from noisin.step import ClippingTrainer, TrainingStep
 from noisin.system.device import find_device
 from noisin.training import initial_model

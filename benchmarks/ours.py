@@ -12,7 +12,7 @@ import mxnet as mx
 
 from benchmarks.workloads import GAMMA, Workload
 from noisin.config import Config
-from noisin.data import training_batches
+from noisin.data.batches import training_batches
 from noisin.graphs import BFLOAT16
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.step import TrainingStep

@@ -6,7 +6,8 @@ import time
 
 from noisin.cli import main  # what the command loads
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
 from noisin.step import TrainingStep
 from noisin.system.device import find_device
 from noisin.system.errors import UserError

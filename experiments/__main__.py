@@ -18,7 +18,7 @@ from experiments.runs import load_runs, run_of, runs_of
 from experiments.tables import frame, lines, markdown
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
-from noisin.data import load_corpus
+from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, quoted

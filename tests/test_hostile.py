@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from noisin.arrays import parse_arrays
 from noisin.checkpoint import RunDirectory
 from noisin.cli import main
-from noisin.data import load_corpus
+from noisin.data.corpus import load_corpus
 from noisin.system.errors import UserError
 from noisin.system.files import MAX_JSON, is_locked, open_lock, parse_json
 

@@ -17,7 +17,7 @@ TRAINING = """
 import os, sys
 from pathlib import Path
 from noisin.config import Config
-from noisin.data import load_corpus
+from noisin.data.corpus import load_corpus
 from noisin.step import TrainingStep
 from noisin.training import train
 
@@ -73,7 +73,8 @@ import json, resource, sys, time
 import noisin
 import mxnet as mx
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
 from noisin.step import TrainingStep
 from noisin.training import initial_model
 
@@ -134,16 +135,17 @@ def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bo
 @pytest.mark.parametrize("lines", ["many", "one"])
 def test_a_text_is_encoded_in_a_few_bytes_a_token(tmp_path, lines):
     """What the words would take as Python strings is ten times as much."""
-    from noisin import data
+    from noisin.data import encoding
+    from noisin.data.published import SPLITS
 
     path = tmp_path / "text.txt"
     write_text(path, 1, types=300)
     if lines == "one":
         path.write_text(path.read_text().replace("\n", " "))
-    data._vocabulary({"a": 1})  # with gluonnlp loaded
+    encoding._vocabulary({"a": 1})  # with gluonnlp loaded
     tracemalloc.start()
     try:
-        _, splits = data._encode(dict.fromkeys(data.SPLITS, path) if lines == "one" else {"text": path}, None)
+        _, splits = encoding.encode(dict.fromkeys(SPLITS, path) if lines == "one" else {"text": path}, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -17,7 +17,7 @@ from experiments.runs import load_runs, name_of
 from experiments.tables import exact, frame, lines
 from noisin.cli import main
 from noisin.config import Config
-from noisin.data import load_corpus
+from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
 from noisin.methods import METHODS, Method, Regulariser
 from noisin.record import read_record

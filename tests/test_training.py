@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from helpers import without_times
 
-from noisin import synthetic, training
+from noisin import training
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config
-from noisin.data import load_corpus
+from noisin.data import synthetic
+from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
 from noisin.record import read_record
 from noisin.step import ClippingTrainer

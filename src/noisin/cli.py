@@ -19,8 +19,10 @@ from tqdm import tqdm
 from noisin import __version__
 from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict, recorded_config
-from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
-from noisin.published import NAMES
+from noisin.data.corpus import Corpus, load_corpus
+from noisin.data.encoding import ordered_vocabulary
+from noisin.data.published import NAMES
+from noisin.data.table1 import table1
 from noisin.record import finite_or_null
 from noisin.sampling import sample_words
 from noisin.system.device import find_device

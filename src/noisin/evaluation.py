@@ -10,7 +10,7 @@ import numpy as np
 from mxnet import autograd
 from tqdm import tqdm
 
-from noisin.data import evaluation_batches
+from noisin.data.batches import evaluation_batches
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
 

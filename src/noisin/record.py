@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from noisin.config import Config, recorded_config
-from noisin.published import NAMES
+from noisin.data.published import NAMES
 from noisin.system.errors import UserError
 from noisin.system.files import read_json, write_json
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 import noisin
 from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config, recorded_config
-from noisin.data import Corpus, number_of_training_batches, training_batches
+from noisin.data.batches import number_of_training_batches, training_batches
+from noisin.data.corpus import Corpus
 from noisin.evaluation import Evaluator
 from noisin.events import Events
 from noisin.model import LanguageModel, make_model
