@@ -26,8 +26,8 @@ from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.system.device import processor_features
 from noisin.system.errors import UserError
 from noisin.system.files import write_json
+from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
-from noisin.training import cpu_name
 
 OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
 # What `import noisin` sets for our own processes.

@@ -15,8 +15,8 @@ from noisin.config import Config
 from noisin.data.batches import training_batches
 from noisin.graphs import BFLOAT16
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
-from noisin.step import TrainingStep
-from noisin.training import initial_model
+from noisin.model import initial_model
+from noisin.training import TrainingStep
 
 Step = Callable[[], object]  # queues one training step, which `finish` waits for
 

@@ -15,7 +15,7 @@ from experiments.records import RESULTS
 from noisin.config import Config, recorded_config
 from noisin.methods import METHODS
 from noisin.objective import approximate_limit
-from noisin.record import read_record
+from noisin.runs.record import read_record
 from noisin.system.errors import UserError
 
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.

@@ -23,14 +23,14 @@ from mxnet import gluon
 
 from benchmarks import report
 from experiments.runs import load_runs
-from noisin.arrays import parse_arrays
-from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict
 from noisin.data import cache, published
 from noisin.data.corpus import OWN_VOCABULARY, load_corpus
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import SPLITS
-from noisin.record import seal
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import seal
+from noisin.runs.weights import parse_arrays
 from noisin.system.errors import UserError
 from noisin.system.files import parse_json, read_json
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 from noisin.config import Config
+from noisin.runs.directory import RunDirectory
 from noisin.system.device import check_dtype, processor_features
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,14 +196,14 @@ def test_evaluate_looks_at_the_validation_split_unless_told_otherwise(own_run, c
 
 
 def test_more_samples_than_fit_into_memory_are_refused(own_run, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    monkeypatch.setattr("noisin.model.MEMORY", 2**20)
     assert "of memory or more" in refused(capsys, "evaluate", str(own_run / "run"), "--samples", "1000")
 
 
 def test_a_run_may_be_looked_at_with_less_memory_than_its_training_took(own_run, capsys, monkeypatch):
     run = str(own_run / "run")
     config = RunDirectory(run).read_config()
-    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    monkeypatch.setattr("noisin.model.MEMORY", 2**20)
     for command, options in (("evaluate", {}), ("sample", {"eval_samples": 1000})):
         wide = dataclasses.replace(config, batch_size=100_000, **options)
         monkeypatch.setattr(RunDirectory, "read_config", lambda _, wide=wide: wide)

@@ -32,7 +32,7 @@ from noisin import figures
 from noisin.config import Config, config_from_dict
 from noisin.figures import curves, figure2, validation_panels
 from noisin.methods import METHODS
-from noisin.record import read_record, seal, write_record
+from noisin.runs.record import read_record, seal, write_record
 from noisin.system.errors import UserError
 from noisin.system.process import Job, run
 

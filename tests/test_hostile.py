@@ -19,10 +19,10 @@ from hostile import READERS, STATE, WEIGHTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from noisin.arrays import parse_arrays
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 from noisin.data.corpus import load_corpus
+from noisin.runs.directory import RunDirectory
+from noisin.runs.weights import parse_arrays
 from noisin.system.errors import UserError
 from noisin.system.files import MAX_JSON, is_locked, open_lock, parse_json
 

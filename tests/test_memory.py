@@ -18,8 +18,7 @@ import os, sys
 from pathlib import Path
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
-from noisin.step import TrainingStep
-from noisin.training import train
+from noisin.training import TrainingStep, train
 
 directory, epochs, leak = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 PAGE = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -75,8 +74,8 @@ import mxnet as mx
 from noisin.config import Config
 from noisin.data.batches import training_batches
 from noisin.data.corpus import load_corpus
-from noisin.step import TrainingStep
-from noisin.training import initial_model
+from noisin.model import initial_model
+from noisin.training import TrainingStep
 
 def peak():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

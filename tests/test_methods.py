@@ -20,7 +20,7 @@ from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
 from noisin.methods import METHODS, Method, Regulariser
-from noisin.record import read_record
+from noisin.runs.record import read_record
 from noisin.system.errors import UserError
 from noisin.system.files import write_json
 from noisin.training import train

@@ -17,7 +17,7 @@ from experiments.records import file_record, load_records
 from experiments.runner import RunsFailed, run_grid
 from noisin.cli import main
 from noisin.config import Config
-from noisin.record import SCHEMA, check_record, read_record, seal, write_record
+from noisin.runs.record import SCHEMA, check_record, read_record, seal, write_record
 from noisin.system.errors import UserError
 
 CONFIG = Config(corpus="ptb", method="noisin", layers=2, epochs=3)

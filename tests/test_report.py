@@ -34,7 +34,7 @@ from experiments.tables import (
     verdicts_frame,
 )
 from noisin.config import config_from_dict
-from noisin.record import seal
+from noisin.runs.record import seal
 from noisin.system.errors import UserError
 from noisin.system.files import read_json, write_json
 

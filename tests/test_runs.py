@@ -13,9 +13,9 @@ import threading
 import pytest
 from helpers import file_size_limit, wait_for
 
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
-from noisin.events import Events
+from noisin.runs.directory import RunDirectory
+from noisin.runs.events import Events
 from noisin.system.errors import UserError
 from noisin.system.files import is_locked, open_lock
 

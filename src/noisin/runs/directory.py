@@ -31,9 +31,9 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Block, Trainer
 
-from noisin.arrays import parse_arrays
 from noisin.config import Config, recorded_config
 from noisin.data.encoding import END, UNKNOWN
+from noisin.runs.weights import parse_arrays
 from noisin.system.errors import UserError, quoted
 from noisin.system.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
 

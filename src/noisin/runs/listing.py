@@ -9,8 +9,8 @@ from typing import Any, Dict
 
 import pandas as pd
 
-from noisin.checkpoint import RunDirectory
-from noisin.record import read_record
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import read_record
 from noisin.system.errors import UserError, printable
 
 
