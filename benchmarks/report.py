@@ -15,6 +15,7 @@ from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.system.errors import UserError
 from noisin.system.files import read_json, write_file
+from noisin.tables import markdown
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
@@ -236,8 +237,8 @@ def workloads_in(results: Mapping[str, Any]) -> List[str]:
     return [name for name in WORKLOADS if any(entry["workload"] == name for entry in results["measurements"])]
 
 
-def sections(results: Mapping[str, Any], markdown: Any) -> Sequence[str]:
-    """Title, table and ratios of each workload, by a function that writes a table as Markdown."""
+def sections(results: Mapping[str, Any]) -> Sequence[str]:
+    """Title, table and ratios of each workload, as Markdown."""
     return [
         f"**{TITLES[workload]}**\n\n{markdown(table(results, workload))}\n\n{markdown(ratios(results, workload))}"
         for workload in workloads_in(results)

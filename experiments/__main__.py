@@ -15,7 +15,7 @@ from experiments.records import RESULTS, draw, floor_of
 from experiments.report import FOLDER, write_report
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import load_runs, run_of, runs_of
-from experiments.tables import frame, lines, markdown
+from experiments.tables import frame, lines
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
@@ -24,6 +24,7 @@ from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, quoted
 from noisin.system.process import Job
 from noisin.system.threads import threads
+from noisin.tables import markdown
 
 RUNS = Path("runs")
 

@@ -11,9 +11,10 @@ from experiments.claims import judge, margin_of, seed_deviations
 from experiments.records import RESULTS, draw
 from experiments.report import draw_against_paper
 from experiments.runs import Run, load_runs, runs_of
-from experiments.tables import frame, lines, markdown, markdown_safe, summary_frame, verdicts_frame
+from experiments.tables import frame, lines, markdown_safe, summary_frame, verdicts_frame
 from noisin.system.errors import UserError
 from noisin.system.files import write_file
+from noisin.tables import markdown
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -82,7 +83,7 @@ def speed_section() -> str:
     hardware, versions = results["hardware"], results["versions"]
     where = f"{hardware.get('cpu')}, {hardware.get('threads')} threads; "
     where += f"MXNet {versions.get('mxnet')}, PyTorch {versions.get('torch')}."
-    parts = [where, *report.sections(results, markdown)]
+    parts = [where, *report.sections(results)]
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"
         parts.append(f"From the start of the process to the first training step, corpus cached: {seconds}.")

@@ -154,15 +154,6 @@ def summary_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table, columns aligned for reading as text too."""
-    rows = [list(map(str, table.columns)), *(list(map(str, row)) for row in table.itertuples(index=False))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([text[0], rule, *text[1:]])
-
-
 def exact(found: Sequence[Line]) -> pd.DataFrame:
     """The table for programs: every digit of the records, nothing where there is nothing."""
     rows = [_values(line) for line in found]

@@ -27,7 +27,7 @@ from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report import draw_against_paper
 from experiments.runner import RunsFailed, run_grid
 from experiments.runs import candidates, choose, load_runs, run_of, runs_of
-from experiments.tables import exact, frame, lines, markdown
+from experiments.tables import exact, frame, lines
 from noisin import figures
 from noisin.config import Config, config_from_dict
 from noisin.figures import curves, figure2, validation_panels
@@ -35,6 +35,7 @@ from noisin.methods import METHODS
 from noisin.runs.record import read_record, seal, write_record
 from noisin.system.errors import UserError
 from noisin.system.process import Job, run
+from noisin.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(RESULTS.glob("*/*.json"))

@@ -9,6 +9,7 @@ import numpy as np
 from noisin.data.corpus import Corpus
 from noisin.data.encoding import UNKNOWN
 from noisin.data.published import PUBLISHED, SPLITS
+from noisin.tables import aligned
 
 
 def statistics(corpus: Corpus) -> Dict[str, Any]:
@@ -70,10 +71,7 @@ def table1(corpora: Sequence[Corpus]) -> str:
             )
         if corpus.floor is not None:
             notes.append(f"{corpus.name}: no model has a perplexity below {corpus.floor:.2f}, but for sampling error.")
-    widths = [max(map(len, column)) for column in columns]
-    rows = ["| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |" for row in zip(*columns)]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
-    return "\n".join([rows[0], rule, *rows[1:], "", *notes])
+    return "\n".join([aligned(list(zip(*columns)), right=True), "", *notes])
 
 
 def _table1_numbers(tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
