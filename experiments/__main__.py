@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
-from experiments.engines import Ended, Relay, on_dask, on_this_machine
-from experiments.readme import update_readme
+from experiments.grid.engines import Ended, Relay, on_dask, on_this_machine
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
-from experiments.report import FOLDER, write_report
-from experiments.runner import RunsFailed, run_grid
-from experiments.runs import load_runs, run_of, runs_of
-from experiments.tables import frame, lines
+from experiments.report.build import FOLDER, write_report
+from experiments.report.readme import update_readme
+from experiments.report.runs import load_runs, run_of, runs_of
+from experiments.report.tables import frame, lines
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
 from noisin.data.corpus import load_corpus

@@ -22,7 +22,7 @@ from helpers import tarred, zipped
 from mxnet import gluon
 
 from benchmarks import report
-from experiments.runs import load_runs
+from experiments.report.runs import load_runs
 from noisin.config import Config, config_from_dict
 from noisin.data import cache, published
 from noisin.data.corpus import OWN_VOCABULARY, load_corpus

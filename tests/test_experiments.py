@@ -21,13 +21,13 @@ from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
-from experiments.page import table_row
-from experiments.readme import README, SECTIONS, split_readme
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
-from experiments.report import draw_against_paper
-from experiments.runner import RunsFailed, run_grid
-from experiments.runs import candidates, choose, load_runs, run_of, runs_of
-from experiments.tables import exact, frame, lines
+from experiments.report.build import draw_against_paper
+from experiments.report.page import table_row
+from experiments.report.readme import README, SECTIONS, split_readme
+from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
+from experiments.report.tables import exact, frame, lines
 from noisin import figures
 from noisin.config import Config, config_from_dict
 from noisin.figures import curves, figure2, validation_panels

@@ -11,10 +11,10 @@ import pytest
 from mxnet.gluon import rnn
 
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
-from experiments.claims import judge
-from experiments.report import write_report
-from experiments.runs import load_runs, name_of
-from experiments.tables import exact, frame, lines
+from experiments.report.build import write_report
+from experiments.report.claims import judge
+from experiments.report.runs import load_runs, name_of
+from experiments.report.tables import exact, frame, lines
 from noisin.cli import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.catalogue import DEMO
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import file_record, load_records
-from experiments.runner import RunsFailed, run_grid
 from noisin.cli import main
 from noisin.config import Config
 from noisin.runs.record import SCHEMA, check_record, read_record, seal, write_record

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from tqdm import tqdm
 
-from experiments.engines import Engine
+from experiments.grid.engines import Engine
 from experiments.records import file_record, find_record, load_records
 from noisin.config import Config
 from noisin.system.errors import UserError
@@ -53,7 +53,7 @@ def run_grid(
     runs, results : Path
         Folder of the run directories; folder of the records.
     engine : Engine
-        What runs them, of `experiments.engines`.
+        What runs them, of `experiments.grid.engines`.
     threads : int, default 1
         Of each run.
     device : str, default 'auto'

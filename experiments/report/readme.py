@@ -7,16 +7,16 @@ from typing import Sequence, Tuple
 
 from benchmarks import report
 from experiments.catalogue import EXPERIMENTS, Experiment
-from experiments.claims import judge, margin_of, seed_deviations
 from experiments.records import RESULTS, draw
-from experiments.report import draw_against_paper
-from experiments.runs import Run, load_runs, runs_of
-from experiments.tables import frame, lines, markdown_safe, summary_frame, verdicts_frame
+from experiments.report.build import draw_against_paper
+from experiments.report.claims import judge, margin_of, seed_deviations
+from experiments.report.runs import Run, load_runs, runs_of
+from experiments.report.tables import frame, lines, markdown_safe, summary_frame, verdicts_frame
 from noisin.system.errors import UserError
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def results_section() -> str:

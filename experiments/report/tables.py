@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import pandas as pd
 
 from experiments.catalogue import Case, Experiment
-from experiments.claims import CLAIMS, Evidence, Judgement, counted, plain
-from experiments.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
+from experiments.report.claims import CLAIMS, Evidence, Judgement, counted, plain
+from experiments.report.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
 from noisin.config import Config
 from noisin.methods import METHODS
 
