@@ -115,7 +115,7 @@ def test_a_run_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsy
 def test_what_has_its_records_needs_no_corpus(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.__main__.load_corpus", None)
-    assert main(["ptb", "--dtype", "bfloat16"]) == 0
+    assert main(["figure2", "--dtype", "bfloat16"]) == 0
     output = capsys.readouterr().out
     assert "4 of 4 runs have their record" in output and "166.0" in output
 
@@ -202,7 +202,7 @@ def test_only_the_runs_with_these_options_are_run(tmp_path, monkeypatch, capsys)
     assert main(["gamma", "--only", "gamma=0.4,layers=1", "--seeds", "2,3"]) == 0
     assert [(config.gamma, config.layers, config.seed) for config in taken] == [([0.4], 1, 2), ([0.4], 1, 3)]
     taken.clear()
-    assert main(["ptb", "--only", "gamma=0.2"]) == 0  # None's gamma is 0.2 too: by default, and without effect
+    assert main(["figure2", "--only", "gamma=0.2"]) == 0  # None's gamma is 0.2 too: by default, and without effect
     assert [config.method for config in taken] == ["noisin"]
 
 
