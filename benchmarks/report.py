@@ -78,7 +78,7 @@ def _are_results(results: Dict[str, Any]) -> bool:
         and all(_is_measurement(entry) for entry in measurements + growth)
         and all(sum(_is_positive(entry.get(name)) for name in GROWTH) == 1 for entry in growth)
         and len(names) > 0
-        and all({"none", "limit"} <= set(found) for found in names.values())
+        and all({NONE.name, "limit"} <= set(found) for found in names.values())
     )
 
 

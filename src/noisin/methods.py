@@ -7,15 +7,14 @@ method in `METHODS`. An option of its own is a field of `Config` in a group that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Tuple
 
 from mxnet.gluon.rnn import HybridRecurrentCell
 
 from noisin.noise import Noise, make_family
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
 
-if TYPE_CHECKING:
-    from noisin.config import Config
+Config = Any  # that of config.py, which imports this module: it asks the methods which options act
 
 
 @dataclass(frozen=True)
