@@ -83,7 +83,7 @@ $(EXPERIMENTS):
 
 .PHONY: results figures
 figures: results ## another name of the next
-results: $(READY) ## rewrite the README's tables and figures from the committed records
+results: $(READY) ## rewrite the tables and figures of README.md and docs/ from the committed records
 	@$(PY) -m experiments readme
 
 .PHONY: report

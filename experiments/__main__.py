@@ -13,7 +13,7 @@ from experiments.grid.engines import Ended, Relay, on_dask, on_this_machine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report.build import FOLDER, write_report
-from experiments.report.readme import update_readme
+from experiments.report.readme import update_pages
 from experiments.report.runs import load_runs, run_of, runs_of
 from experiments.report.tables import frame, lines
 from noisin.cli import OneLineParser, natural, positive, run_command
@@ -23,7 +23,7 @@ from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, quoted
 from noisin.system.process import Job
-from noisin.system.threads import threads
+from noisin.system.threads import threads, useful_threads
 from noisin.tables import markdown
 
 RUNS = Path("runs")
@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _do(arguments: argparse.Namespace) -> None:
     if arguments.command == "readme":
-        update_readme()
+        update_pages()
     elif arguments.command == "report":
         write_report(arguments.out)
         print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, experiment in EXPERIMENTS.items():
         _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))
-    says = "rewrite the README's results and their figures from the committed records"
+    says = "rewrite the results in README.md and docs/ and their figures from the committed records"
     commands.add_parser("readme", help=says, description=says)
     says = "write tables, figures and a page from the committed records"
     report = commands.add_parser("report", help=says, description=says)
@@ -79,7 +79,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="of the decoder's product; bfloat16 needs a processor with AVX-512 (default: float32)",
     )
-    parser.add_argument("--jobs", type=positive, help="runs side by side on this machine (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        help="runs side by side on this machine (default: 1, or one a core if a run uses one thread)",
+    )
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
@@ -88,7 +92,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "scheduler or worker can run code as you: keep them on loopback or a closed network",
     )
     parser.add_argument(
-        "--threads", type=positive, help="of each run (default: the cores shared out among --jobs; 1 on a cluster)"
+        "--threads",
+        type=positive,
+        help="of each run (default: the cores shared out among --jobs, 1 for a small network or on a cluster)",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
@@ -133,7 +139,8 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
-    jobs = arguments.jobs or 1
+    useful = useful_threads(max(config.hidden for config in configs), threads())
+    jobs = arguments.jobs or (1 if remote else threads() // useful)
     run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
 
     def engine(work: Mapping[str, Job], relay: Relay) -> Ended:
@@ -144,7 +151,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         return run_all(work, relay)
 
     # Two runs of one thread make more words a second than two of two.
-    cores = arguments.threads or (1 if remote else max(1, threads() // jobs))
+    cores = arguments.threads or (1 if remote else min(useful, max(1, threads() // jobs)))
     failure = None
     try:
         records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)

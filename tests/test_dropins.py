@@ -14,6 +14,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import rnn
 
+import noisin
 from noisin import cells, graphs, noise, regularisers
 from noisin.cells import ElmanCell, GRUCell, LSTMCell
 from noisin.graphs import traced_for
@@ -483,7 +484,7 @@ def test_cells_say_whether_they_are_random_and_what_a_sequence_renews():
                 assert (old == new).asnumpy().all() == (number < 2)
 
 
-@pytest.mark.parametrize("module", [graphs, noise, regularisers])
+@pytest.mark.parametrize("module", [noisin, graphs, noise, regularisers])
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed

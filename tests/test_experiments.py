@@ -25,7 +25,7 @@ from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
 from experiments.report.page import table_row
-from experiments.report.readme import README, SECTIONS, split_readme
+from experiments.report.readme import SECTIONS, split_page
 from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.report.tables import exact, frame, lines
 from noisin import figures
@@ -355,12 +355,12 @@ def test_a_committed_record_holds_together(path):
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_sections_of_the_readme_are_those_of_the_records(name):
-    _, section, _ = split_readme(README.read_text(encoding="utf-8"), name)
-    assert section == SECTIONS[name]()
+    _, section, _ = split_page(name)
+    assert section == SECTIONS[name][1]()
 
 
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_little():
-    readme = README.read_text(encoding="utf-8")
+    readme = SECTIONS["speed"][0].read_text(encoding="utf-8")
     compared = 0
     for path in (RESULTS / "dtype").glob("*.json"):
         single = json.loads(path.read_text(encoding="utf-8"))

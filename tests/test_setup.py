@@ -19,7 +19,8 @@ import pytest
 
 import noisin
 from noisin.system import cuda, mxnet_import
-from noisin.system.threads import usable_cores
+from noisin.system.files import read_json
+from noisin.system.threads import SMALL, SPINS, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_VENV = ROOT / "tools" / "make_venv.py"
@@ -178,7 +179,64 @@ def test_threads_are_set_before_mxnet_loads_and_only_if_the_user_has_not():
     cores = len(os.sched_getaffinity(0))
     assert python(code).stdout == f"{cores} False\n"
     assert python(code, OMP_NUM_THREADS="").stdout == f"{cores} False\n"
-    assert python(code, OMP_NUM_THREADS="7").stdout == "7 False\n"
+    assert python(code, OMP_NUM_THREADS="3").stdout == "3 False\n"
+
+
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise():
+    code = "import noisin, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert python(code).stdout == f"{SPINS}\n"
+    assert python(code, GOMP_SPINCOUNT="5").stdout == "5\n"
+    assert python(code, OMP_WAIT_POLICY="active").stdout == "None\n"
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "damaged\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/a\n",
+                "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "90000\n",
+                "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_a_containers_quota_of_cores_counts(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == (cores or 6)
+
+
+@pytest.mark.parametrize("hidden, options, cores", [(4, (), 1), (SMALL, (), None), (4, ("--threads", "2"), 2)])
+def test_a_run_takes_the_threads_that_its_network_can_use(tmp_path, hidden, options, cores):
+    shape = ("--batch-size", "100", "--hidden", hidden, "--epochs", "1", "--quiet", *options)
+    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", tmp_path / "run", *shape])
+    assert result.returncode == 0, result.stderr
+    assert read_json(tmp_path / "run" / "record.json")["hardware"]["threads"] == (cores or usable_cores())
+
+
+def test_threads_that_the_user_gave_stay(tmp_path):
+    shape = ("--batch-size", "100", "--hidden", "4", "--epochs", "1", "--quiet")
+    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", tmp_path / "run", *shape], OMP_NUM_THREADS=2)
+    assert result.returncode == 0, result.stderr
+    assert read_json(tmp_path / "run" / "record.json")["hardware"]["threads"] == 2
 
 
 def test_how_mxnet_copies_is_for_the_user_to_say():
@@ -220,12 +278,35 @@ def test_a_large_copy_does_not_put_the_engines_threads_to_sleep():
     assert sleeps("import noisin", 10_000_000) < 0.25
 
 
-def test_mxnet_before_noisin_is_warned_of_at_the_users_line():
-    code = "import sys, types; sys.modules['mxnet'] = types.ModuleType('mxnet'); import noisin"
-    result = python(code)
-    assert result.returncode == 0
-    assert "<string>:1: RuntimeWarning: mxnet was imported before noisin" in result.stderr
-    assert python(code, OMP_NUM_THREADS="1").stderr == ""
+def test_noisin_after_mxnet_leaves_mxnets_threads_and_says_nothing():
+    code = "import sys, types; sys.modules['mxnet'] = types.ModuleType('mxnet'); import noisin, os; "
+    result = python(code + "print(os.environ.get('OMP_NUM_THREADS'))")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "None\n", "")
+
+
+# Prints what `import noisin` changes in a host process: its hooks and filters, and what C's allocator is asked.
+HOST = """
+import ctypes, sys, warnings
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        print(name) if name == "mallopt" else None
+        return super().__getattr__(name)
+ctypes.CDLL = Library
+before = sys.excepthook, list(warnings.filters), set(sys.modules)
+import noisin
+loaded = set(sys.modules) - before[2]
+print(before[:2] == (sys.excepthook, list(warnings.filters)), {"mxnet", "numpy", "pandas"} & loaded)
+"""
+
+
+def test_importing_noisin_sets_no_more_than_mxnet_needs():
+    assert python(HOST).stdout == "True set()\n"
+
+
+def test_every_public_name_is_there_when_it_is_used_and_no_sooner():
+    code = "import noisin, sys; assert 'mxnet' not in sys.modules; [getattr(noisin, name) for name in noisin.__all__]"
+    result = python(code + "; print(set(noisin.__all__) <= set(dir(noisin)), hasattr(noisin, 'nothing'))")
+    assert result.stdout == "True False\n", result.stderr
 
 
 def test_one_version_everywhere():
@@ -461,7 +542,7 @@ def test_a_gpu_build_that_cannot_load_is_one_line(tmp_path, libraries, says):
 
 
 @pytest.mark.parametrize("module", ["noisin", "experiments", "benchmarks"])
-@pytest.mark.parametrize("threads", ["0", "two", "1,2", "²", "99999999999"])
+@pytest.mark.parametrize("threads", ["0", "two", "1,2", "²", "9999", "99999999999"])
 def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
     result = subprocess.run(
         [sys.executable, "-m", module, "--help"],
@@ -471,7 +552,10 @@ def test_a_number_of_threads_that_is_none_is_one_line(threads, module):
         text=True,
     )
     assert result.returncode == 2
-    assert result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number from 1 to 9999\n"
+    most = 4 * os.cpu_count()
+    assert (
+        result.stderr == f"noisin: error: OMP_NUM_THREADS is '{threads}': it must be a whole number from 1 to {most}\n"
+    )
 
 
 def test_smoke_all_says_what_passed_and_what_failed_and_what_was_not_found(tmp_path):

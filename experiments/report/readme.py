@@ -1,22 +1,41 @@
-"""The README's sections of results and of speed, made from what is committed: `make results`."""
+"""What the README and the pages of docs/ show of results and of speed, made from what is committed: `make results`."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Callable, Dict, Sequence, Tuple
+
+import pandas as pd
 
 from benchmarks import report
-from experiments.catalogue import EXPERIMENTS, Experiment
+from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
 from experiments.records import RESULTS, draw
 from experiments.report.build import draw_against_paper
 from experiments.report.claims import judge, margin_of, seed_deviations
-from experiments.report.runs import Run, load_runs, runs_of
-from experiments.report.tables import frame, lines, markdown_safe, summary_frame, verdicts_frame
+from experiments.report.runs import Run, choose, in_case, load_runs, number, runs_of
+from experiments.report.tables import NOT_RUN, frame, lines, markdown_safe, summary_frame, verdicts_frame
+from noisin.methods import METHODS
 from noisin.system.errors import UserError
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def glance_section() -> str:
+    """One row for each setting of the paper's two tables, one column a method: averaged (limit), and the paper's."""
+    rows, runs = [], load_runs()
+    for experiment in (TABLE2, TABLE3):
+        own = runs_of(experiment, runs)
+        for case in experiment.cases:
+            row = {"setting": f"{experiment.short_title}: {case.title}" if case.title else experiment.title}
+            for name in experiment.methods:
+                score, published = choose(in_case(case, own), name), case.paper.get(name)
+                shown = NOT_RUN if score is None else score.mean("limit")
+                row[METHODS[name].title] = shown + ("" if published is None else f" ({number(published)})")
+            rows.append(row)
+    return markdown(markdown_safe(pd.DataFrame(rows)))
 
 
 def results_section() -> str:
@@ -69,7 +88,7 @@ def _curves(experiment: Experiment) -> str:
 
 
 def _folder(experiment: Experiment) -> str:
-    return f"experiments/results/{experiment.name}"
+    return f"../experiments/results/{experiment.name}"
 
 
 def _folded(title: str, content: str) -> str:
@@ -87,13 +106,18 @@ def speed_section() -> str:
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"
         parts.append(f"From the start of the process to the first training step, corpus cached: {seconds}.")
-    parts.append(f"![Words a second](benchmarks/{report.SPEED_PICTURE})")
+    parts.append(f"![Words a second](../benchmarks/{report.SPEED_PICTURE})")
     if results["growth"]:
-        parts.append(f"![Cost against size](benchmarks/{report.GROWTH_PICTURE})")
+        parts.append(f"![Cost against size](../benchmarks/{report.GROWTH_PICTURE})")
     return "\n\n".join(parts)
 
 
-SECTIONS = {"results": results_section, "speed": speed_section}
+# By name: the file that it stands in, and what makes it.
+SECTIONS: Dict[str, Tuple[Path, Callable[[], str]]] = {
+    "glance": (ROOT / "README.md", glance_section),
+    "results": (ROOT / "docs/results.md", results_section),
+    "speed": (ROOT / "docs/benchmarks.md", speed_section),
+}
 
 
 def marks(name: str) -> Tuple[str, str]:
@@ -101,17 +125,18 @@ def marks(name: str) -> Tuple[str, str]:
     return f"<!-- {name}: made by `make results`, not by hand -->", f"<!-- end of {name} -->"
 
 
-def split_readme(text: str, name: str) -> Tuple[str, str, str]:
-    """The README before, in and after a section."""
-    begin, end = marks(name)
+def split_page(name: str) -> Tuple[str, str, str]:
+    """The page of a section before, in and after it."""
+    path, (begin, end) = SECTIONS[name][0], marks(name)
+    text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f"{README} has no section between '{begin}' and '{end}'")
+        raise UserError(f"{path} has no section between '{begin}' and '{end}'")
     before, rest = text.split(begin)
     section, after = rest.split(end)
     return before + begin, section.strip("\n"), end + after
 
 
-def update_readme() -> None:
+def update_pages() -> None:
     """Draw the figures anew and rewrite the sections."""
     runs = load_runs()
     for experiment in EXPERIMENTS.values():
@@ -121,8 +146,7 @@ def update_readme() -> None:
         if own and experiment.published:
             draw_against_paper(experiment, own, RESULTS / experiment.name / "against-paper.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
-    text = README.read_text(encoding="utf-8")
-    for name, section in SECTIONS.items():
-        before, _, after = split_readme(text, name)
+    for name, (path, section) in SECTIONS.items():
+        before, _, after = split_page(name)
         text = f"{before}\n\n{section()}\n\n{after}"
-    write_file(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_file(path, partial(Path.write_text, data=text, encoding="utf-8"))

@@ -31,6 +31,7 @@ from noisin.system.device import find_device
 from noisin.system.errors import UserError, harmless, printable
 from noisin.system.files import read_json
 from noisin.system.process import end_with_parent
+from noisin.system.threads import SMALL, threads, threads_were_chosen, useful_threads
 from noisin.training import train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
@@ -40,6 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: as `run_command`."""
     end_with_parent()
     arguments = _parser().parse_args(argv)
+    arguments.in_own_process = argv is None
     return run_command("noisin", lambda: arguments.command(arguments), arguments.again)
 
 
@@ -126,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--quiet", action="store_true", help="no progress bars")
     training.add_argument(
         "--events", action="store_true", help="write events for TensorBoard into the run directory too"
+    )
+    training.add_argument(
+        "--threads",
+        type=positive,
+        help=f"threads to compute with (default: OMP_NUM_THREADS, or else one a core, but 1 below {SMALL} units)",
     )
     _add_data_dir(training)
     _add_device(training)
@@ -237,9 +244,19 @@ def _data(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     device = find_device(arguments.device)
+    if arguments.in_own_process:
+        _restart_with_threads(arguments.threads, config)
     corpus = config_corpus(config, arguments.data_dir)
     directory = arguments.run_dir or Path("runs") / config.name
     train(config, directory, corpus, device, _report, progress=not arguments.quiet, events=arguments.events)
+
+
+def _restart_with_threads(given: Optional[int], config: Config) -> None:
+    """Start this command anew with the threads that it is to have: MXNet asks for them once, while it is imported."""
+    wanted = given or (useful_threads(config.hidden, threads()) if threads_were_chosen() else threads())
+    if wanted != threads():
+        os.environ["OMP_NUM_THREADS"] = str(wanted)
+        os.execv(sys.executable, [sys.executable, "-m", "noisin", *sys.argv[1:]])
 
 
 def _config(arguments: argparse.Namespace) -> Config:

@@ -96,7 +96,7 @@ def prepare() -> None:
         load_cuda_libraries()
     except ImportError as error:
         refuse(error)
-    if _is_command():
+    if _is_command():  # of a host process these are not for us to set
         interrupt_in_one_line()
-    keep_freed_memory()
+        keep_freed_memory()
     mxnet_import.prepare(refuse)

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-import warnings
+from pathlib import Path
+from typing import Iterator
+
+# Units of a layer from which a second thread helps.
+SMALL = 128
+# How often a waiting thread looks before it sleeps: enough for the gaps within a step. With GNU's default of 300,000,
+# waiting threads take the cores from other processes and from the thread that they wait for.
+SPINS = "20000"
 
 
-def usable_cores() -> int:
-    """Count the cores that this process may run on."""
+_chosen = False
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Count the cores that this process may really use: those it may run on, and no more than a container's quota."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield what the control groups of this process and those above them allow, in cores."""
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, name in (group for group in groups if len(group) == 3):
+        first = "cpu.max" if controllers == "" else "cpu.cfs_quota_us"  # version 2, or 1
+        folder = root / "sys/fs/cgroup" / ("" if controllers == "" else "cpu")
+        if controllers == "" or "cpu" in controllers.split(","):
+            inner = folder / name.strip("/")
+            for group in (inner, *inner.parents):
+                if group == folder.parent:
+                    break
+                try:
+                    words = (group / first).read_text().split()
+                    period = words[1] if controllers == "" else (group / "cpu.cfs_period_us").read_text()
+                    if words[0] not in ("max", "-1"):
+                        yield int(words[0]) / int(period)
+                except (OSError, ValueError, IndexError, ZeroDivisionError):
+                    continue  # no quota is said there
+
+
+def useful_threads(hidden: int, cores: int) -> int:
+    """Count the threads, of so many cores, that make a network with so many units a layer faster."""
+    return 1 if hidden < SMALL else cores
 
 
 def threads() -> int:
@@ -22,24 +62,27 @@ def threads() -> int:
 
 
 def set_threads() -> None:
-    """Let MXNet use every usable core, unless OMP_NUM_THREADS says otherwise.
+    """Let MXNet use every usable core, and its threads wait briefly, unless the environment says otherwise.
 
     By itself MXNet takes half of the processors it sees, and it looks only once, while it is imported.
     """
-    given = os.environ.get("OMP_NUM_THREADS")
+    given, most = os.environ.get("OMP_NUM_THREADS"), 4 * (os.cpu_count() or 1)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if given:
-        if not re.fullmatch("[1-9][0-9]{0,3}", given):  # of more the process would die without a word
-            raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to 9999")
+        if not re.fullmatch("[1-9][0-9]{0,4}", given) or int(given) > most:  # more bring a machine down
+            raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to {most}")
         return
-    if "mxnet" in sys.modules:
-        warnings.warn(
-            "mxnet was imported before noisin, with OMP_NUM_THREADS unset, and so uses half of the cores: "
-            "import noisin first, or set OMP_NUM_THREADS",
-            RuntimeWarning,
-            stacklevel=4,  # set_threads, prepare, noisin/__init__.py, the user's import
-        )
+    if "mxnet" in sys.modules:  # which has chosen
         return
     os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+    global _chosen
+    _chosen = True
+
+
+def threads_were_chosen() -> bool:
+    """Whether the number of threads is ours, not one that the environment gave."""
+    return _chosen
 
 
 def leave_threads_to_the_engine() -> None:
