@@ -349,18 +349,7 @@ UNROLL = Experiment(
 EXPERIMENTS: Dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        DEMO,
-        FIGURE2,
-        TABLE2,
-        GAMMA,
-        RATES,
-        LOWER_BOUND,
-        INITIALISATION,
-        IDENTITY,
-        TABLE3,
-        SPREAD,
-        SETTINGS,
-        ZAREMBA,
-        UNROLL,
+        *(DEMO, FIGURE2, TABLE2, GAMMA, RATES, LOWER_BOUND, INITIALISATION, IDENTITY),
+        *(TABLE3, SPREAD, SETTINGS, ZAREMBA, UNROLL),
     )
 }

@@ -269,14 +269,14 @@ def evaluated_at_once(config: Config) -> int:
 
 def _check_memory(model: LanguageModel, predictions: int) -> None:
     """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
-    weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
-    least = 4 * (2 * weights + predictions)  # each weight has a gradient
+    sizes = [math.prod(parameter.shape) for parameter in model.collect_params().values()]
+    least = 4 * (2 * sum(sizes) + predictions)  # each weight has a gradient
     if least > MEMORY:
         raise UserError(
             f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
             "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
         )
-    largest = max(predictions, *(math.prod(parameter.shape) for parameter in model.collect_params().values()))
+    largest = max(predictions, *sizes)
     if largest > LARGEST_ARRAY:
         raise UserError(
             f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "

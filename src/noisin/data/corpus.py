@@ -112,9 +112,7 @@ def _synthetic_corpus() -> Corpus:
     digest = _digest([f"synthetic {synthetic.VERSION}"] + [splits[split].tobytes().hex() for split in SPLITS])
     # The ids are the states of the source, so that its probabilities can be looked up by them.
     vocabulary = ordered_vocabulary(source.types)
-    return Corpus(
-        "synthetic", vocabulary, splits["train"], splits["valid"], splits["test"], digest, source.entropy_rate
-    )
+    return Corpus("synthetic", vocabulary, digest=digest, entropy_rate=source.entropy_rate, **splits)
 
 
 def _own_files(path: Path) -> Dict[str, Path]:
@@ -132,8 +130,7 @@ def _own_files(path: Path) -> Dict[str, Path]:
 def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]) -> Corpus:
     digest = _digest(checksums)
     types, splits = encoded(digest, files, checksums, max_vocabulary)
-    vocabulary = ordered_vocabulary(types)
-    return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
+    return Corpus(name, ordered_vocabulary(types), splits["train"], splits["valid"], splits["test"], digest)
 
 
 def _digest(parts: Iterable[str]) -> str:

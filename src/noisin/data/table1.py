@@ -53,17 +53,10 @@ def table1(corpora: Sequence[Corpus]) -> str:
     notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
     for corpus in corpora:
         numbers = statistics(corpus)
-        columns.append(
-            [corpus.name, *_table1_numbers(numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"])]
-        )
-        published = PUBLISHED.get(corpus.name)
-        if published:
-            columns.append(
-                [
-                    "paper",
-                    *_table1_numbers(published.paper_tokens, published.paper_vocabulary, published.paper_unknown_rate),
-                ]
-            )
+        columns.append(_column(corpus.name, numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"]))
+        known = PUBLISHED.get(corpus.name)
+        if known:
+            columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))
         if corpus.name == "ptb":
             notes.append(
                 "ptb: the paper prints one more token in every split than the files hold with `<eos>` at "
@@ -74,5 +67,5 @@ def table1(corpora: Sequence[Corpus]) -> str:
     return "\n".join([aligned(list(zip(*columns)), right=True), "", *notes])
 
 
-def _table1_numbers(tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
-    return [*(f"{tokens[split]:,}" for split in SPLITS), f"{vocabulary:,}", f"{unknown_rate:.1%}"]
+def _column(name: str, tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
+    return [name, *(f"{tokens[split]:,}" for split in SPLITS), f"{vocabulary:,}", f"{unknown_rate:.1%}"]
