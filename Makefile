@@ -34,7 +34,7 @@ help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-15s %s\n' "$$target" "$$what"; done
-	@echo "demo, ptb, table2, wikitext2 (table3) and $(FURTHER) take"
+	@echo "The experiments, from demo to settings, take"
 	@echo "EPOCHS= METHODS= SEEDS= ONLY= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "  make table2 ONLY=layers=2,activation=tanh"
@@ -55,31 +55,20 @@ $(STAMP):
 	  "apt-get install python3 python3-venv python3-dev, or make PYTHON=/path/to/python3" >&2; exit 2
 
 # A changed C file needs no new environment.
-$(READY): $(STAMP) $(wildcard src/noisin/*.[ch])
-	@$(ALONE); if [ -z "$$(find src/noisin -name '*.[ch]' -newer $@ 2>&1)" ]; then exit 0; fi; \
+$(READY): $(STAMP) $(wildcard src/noisin/native/*.[ch])
+	@$(ALONE); if [ -z "$$(find src/noisin/native -name '*.[ch]' -newer $@ 2>&1)" ]; then exit 0; fi; \
 	$(PY) setup.py -q build_ext --inplace --force && touch $@
 
 # ---- the main job --------------------------------------------------------------------------------------------------
 
-.PHONY: demo
+EXPERIMENTS := demo figure2 table2 table3 gamma rates lower-bound initialisation identity zaremba unroll spread settings
+.PHONY: $(EXPERIMENTS) ptb wikitext2
 demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, under 3 minutes
-	@$(PY) -m experiments demo $(NARROW)
-
-.PHONY: ptb
-ptb: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
-	@$(PY) -m experiments ptb $(NARROW)
-
-.PHONY: table2
+figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
+ptb: figure2 ## another name of it
 table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank: a night on two cores, ours beside the paper's
-	@$(PY) -m experiments table2 $(NARROW)
-
-.PHONY: wikitext2 table3
-wikitext2: $(READY) ## the same on WikiText-2, which is the paper's Table 3: another night
-	@$(PY) -m experiments wikitext2 $(NARROW)
-table3: wikitext2 ## another name of it
-
-FURTHER := gamma rates lower-bound initialisation identity zaremba unroll spread settings
-.PHONY: $(FURTHER)
+table3: $(READY) ## the same on WikiText-2, which is the paper's Table 3: another night
+wikitext2: table3 ## another name of it
 gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way
 lower-bound: $(READY) ## compare two readings of the bound that the paper sets a learned gamma
@@ -89,7 +78,7 @@ zaremba: $(READY) ## the methods on a well-known small LSTM with a published per
 unroll: $(READY) ## what WikiText-2's batch and unroll cost that LSTM
 spread: $(READY) ## choose the noise by validation on WikiText-2
 settings: $(READY) ## what explains the paper's perplexity on WikiText-2: a tied decoder, standard dropout
-$(FURTHER):
+$(EXPERIMENTS):
 	@$(PY) -m experiments $@ $(NARROW)
 
 .PHONY: results figures

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(
     r'^__version__ = "([^"]+)"', (HERE / "src/noisin/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
 ).group(1)
-FLAGS = {"_updates": ["-ffp-contract=off"]}  # no fused multiply-add, whose rounding would not be MXNet's
+FLAGS = {"updates": ["-ffp-contract=off"]}  # no fused multiply-add, whose rounding would not be MXNet's
 
 setup(
     name="noisin",
@@ -25,10 +25,10 @@ setup(
     packages=find_packages("src"),
     package_data={"noisin": ["py.typed"]},
     ext_modules=[
-        Extension(  # no Python in it: noisin/compiled.py loads it with ctypes
-            f"noisin.{source.stem}",
-            [f"src/noisin/{source.name}"],
-            depends=["src/noisin/_vector.h"],
+        Extension(  # no Python in it: noisin/native/compiled.py loads it with ctypes
+            f"noisin.native._{source.stem}",
+            [f"src/noisin/native/{source.name}"],
+            depends=["src/noisin/native/vector.h"],
             extra_compile_args=[
                 *"-O3 -fopenmp -fno-math-errno -fno-trapping-math".split(),
                 *FLAGS.get(source.stem, []),
@@ -36,7 +36,7 @@ setup(
             extra_link_args=["-fopenmp"],  # GNU's library of threads, which MXNet uses too
             libraries=["m"],
         )
-        for source in sorted((HERE / "src/noisin").glob("*.c"))
+        for source in sorted((HERE / "src/noisin/native").glob("*.c"))
     ],
     install_requires=[
         # Not a range: on platforms without a wheel of 1.9.1 pip would silently take 1.6 or 1.7. Its metadata refuse

@@ -20,14 +20,13 @@ from typing import Any, Dict, List, Optional, Sequence
 from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
-from experiments.tables import markdown
 from noisin.cli import OneLineParser, positive, run_command
-from noisin.device import processor_features
-from noisin.errors import UserError
-from noisin.files import write_json
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.system.device import processor_features
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
+from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
-from noisin.training import cpu_name
 
 OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
 # What `import noisin` sets for our own processes.
@@ -45,7 +44,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     results = _measure_all(arguments)
     write_json(arguments.out / "results.json", results)
     draw(results, arguments.out)
-    print("\n\n".join(sections(results, markdown)))
+    print("\n\n".join(sections(results)))
     if results["startup_seconds"] is not None:
         print(f"\nFrom the start of the process to the first training step: {results['startup_seconds']:.1f} s")
     print(f"\nWritten to {arguments.out}: results.json and figures")

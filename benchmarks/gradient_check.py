@@ -16,10 +16,12 @@ import noisin  # noqa: F401  before mxnet: it sets threads and memory
 from mxnet import gluon, nd
 
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
-from noisin.device import find_device
-from noisin.step import ClippingTrainer, TrainingStep
-from noisin.training import initial_model
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
+from noisin.model import initial_model
+from noisin.optimizers import ClippingTrainer
+from noisin.system.device import find_device
+from noisin.training import TrainingStep
 
 VOCABULARY, BLOCK, ROUNDS = 10_000, 10, 15  # types as in the Penn Treebank; steps in a turn; turns of each way
 

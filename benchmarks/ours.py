@@ -12,11 +12,11 @@ import mxnet as mx
 
 from benchmarks.workloads import GAMMA, Workload
 from noisin.config import Config
-from noisin.data import training_batches
+from noisin.data.batches import training_batches
+from noisin.graphs import BFLOAT16
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
-from noisin.model import BFLOAT16
-from noisin.step import TrainingStep
-from noisin.training import initial_model
+from noisin.model import initial_model
+from noisin.training import TrainingStep
 
 Step = Callable[[], object]  # queues one training step, which `finish` waits for
 

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
-from noisin.errors import UserError
-from noisin.files import read_json, write_file
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_file
+from noisin.tables import markdown
 
 HERE = Path(__file__).resolve().parent
 SPEED_PICTURE, GROWTH_PICTURE = "speed.png", "growth.png"
@@ -77,7 +78,7 @@ def _are_results(results: Dict[str, Any]) -> bool:
         and all(_is_measurement(entry) for entry in measurements + growth)
         and all(sum(_is_positive(entry.get(name)) for name in GROWTH) == 1 for entry in growth)
         and len(names) > 0
-        and all({"none", "limit"} <= set(found) for found in names.values())
+        and all({NONE.name, "limit"} <= set(found) for found in names.values())
     )
 
 
@@ -236,8 +237,8 @@ def workloads_in(results: Mapping[str, Any]) -> List[str]:
     return [name for name in WORKLOADS if any(entry["workload"] == name for entry in results["measurements"])]
 
 
-def sections(results: Mapping[str, Any], markdown: Any) -> Sequence[str]:
-    """Title, table and ratios of each workload, by a function that writes a table as Markdown."""
+def sections(results: Mapping[str, Any]) -> Sequence[str]:
+    """Title, table and ratios of each workload, as Markdown."""
     return [
         f"**{TITLES[workload]}**\n\n{markdown(table(results, workload))}\n\n{markdown(ratios(results, workload))}"
         for workload in workloads_in(results)

@@ -6,11 +6,12 @@ import time
 
 from noisin.cli import main  # what the command loads
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
-from noisin.device import find_device
-from noisin.errors import UserError
-from noisin.step import TrainingStep
-from noisin.training import initial_model
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
+from noisin.model import initial_model
+from noisin.system.device import find_device
+from noisin.system.errors import UserError
+from noisin.training import TrainingStep
 
 assert callable(main)
 config = Config(corpus="ptb", method="noisin")

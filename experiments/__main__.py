@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
-from experiments.engines import Ended, Relay, on_dask, on_this_machine
-from experiments.readme import update_pages
+from experiments.grid.engines import Ended, Relay, on_dask, on_this_machine
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
-from experiments.report import FOLDER, write_report
-from experiments.runner import RunsFailed, run_grid
-from experiments.runs import load_runs, run_of, runs_of
-from experiments.tables import frame, lines, markdown
+from experiments.report.build import FOLDER, write_report
+from experiments.report.readme import update_pages
+from experiments.report.runs import load_runs, run_of, runs_of
+from experiments.report.tables import frame, lines
 from noisin.cli import OneLineParser, natural, positive, run_command
 from noisin.config import Config
-from noisin.data import load_corpus
-from noisin.device import check_dtype, find_device
-from noisin.errors import UserError, quoted
+from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
-from noisin.process import Job
+from noisin.system.device import check_dtype, find_device
+from noisin.system.errors import UserError, quoted
+from noisin.system.process import Job
 from noisin.system.threads import threads, useful_threads
+from noisin.tables import markdown
 
 RUNS = Path("runs")
 

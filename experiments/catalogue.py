@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
+from noisin.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Experiment:
     Parameters
     ----------
     name : str
-        Of the folder of its records, `experiments/results/<name>`.
+        Of its command, and of the folder of its records, `experiments/results/<name>`.
     title : str
     setting : mapping
         Options that all runs share.
@@ -345,19 +345,11 @@ UNROLL = Experiment(
     cases=[Case({"batch_size": batch, "unroll": steps}) for batch, steps in ((20, 20), (32, 20), (32, 35))],
 )
 
-# By the name of the command.
+# By their names, which are also their commands'.
 EXPERIMENTS: Dict[str, Experiment] = {
-    "demo": DEMO,
-    "ptb": FIGURE2,
-    "table2": TABLE2,
-    "gamma": GAMMA,
-    "rates": RATES,
-    "lower-bound": LOWER_BOUND,
-    "initialisation": INITIALISATION,
-    "identity": IDENTITY,
-    "wikitext2": TABLE3,
-    "spread": SPREAD,
-    "settings": SETTINGS,
-    "zaremba": ZAREMBA,
-    "unroll": UNROLL,
+    experiment.name: experiment
+    for experiment in (
+        *(DEMO, FIGURE2, TABLE2, GAMMA, RATES, LOWER_BOUND, INITIALISATION, IDENTITY),
+        *(TABLE3, SPREAD, SETTINGS, ZAREMBA, UNROLL),
+    )
 }

@@ -7,9 +7,9 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import Case, Experiment
 from noisin.config import Config, recorded_config
-from noisin.errors import UserError
 from noisin.figures import figure2, validation_panels
-from noisin.record import check_record, read_record, write_record
+from noisin.runs.record import check_record, read_record, write_record
+from noisin.system.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

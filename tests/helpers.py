@@ -18,11 +18,11 @@ from mxnet.gluon import HybridBlock
 
 from noisin.cells import make_cells
 from noisin.config import Config
-from noisin.device import check_dtype
-from noisin.errors import UserError
 from noisin.model import make_model
 from noisin.noise import Noise, make_family
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
+from noisin.system.device import check_dtype
+from noisin.system.errors import UserError
 
 CELLS = [("rnn", "tanh"), ("rnn", "sigmoid"), ("rnn", "relu"), ("lstm", None), ("gru", None)]
 # How a graph is run: None is imperatively, otherwise the arguments of `hybridize`.

@@ -22,14 +22,17 @@ from helpers import tarred, zipped
 from mxnet import gluon
 
 from benchmarks import report
-from experiments.runs import load_runs
-from noisin import data, published
-from noisin.arrays import parse_arrays
-from noisin.checkpoint import RunDirectory
+from experiments.report.runs import load_runs
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
-from noisin.files import parse_json, read_json
-from noisin.record import seal
+from noisin.data import cache, published
+from noisin.data.corpus import OWN_VOCABULARY, load_corpus
+from noisin.data.encoding import ordered_vocabulary
+from noisin.data.published import SPLITS
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import seal
+from noisin.runs.weights import parse_arrays
+from noisin.system.errors import UserError
+from noisin.system.files import parse_json, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))
@@ -114,22 +117,22 @@ def read_weights(content: bytes) -> None:
 
 def read_vocabulary(content: bytes) -> None:
     types = RunDirectory(put(content, "words", "vocabulary.txt").parent).read_vocabulary()
-    vocabulary = data.ordered_vocabulary(types)
+    vocabulary = ordered_vocabulary(types)
     assert vocabulary.idx_to_token == types and vocabulary[types] == list(range(len(types)))
 
 
 def read_text(content: bytes) -> None:
     with mock.patch.dict(os.environ, NOISIN_CACHE=str(FOLDER / "cache")):
-        corpus = data.load_corpus(str(put(content, "own.txt")))
+        corpus = load_corpus(str(put(content, "own.txt")))
     types = corpus.vocabulary.idx_to_token
-    assert types[:2] == ["<unk>", "<eos>"] and len(types) <= data.OWN_VOCABULARY
+    assert types[:2] == ["<unk>", "<eos>"] and len(types) <= OWN_VOCABULARY
     for split in (corpus.train, corpus.valid, corpus.test):
         assert split.size and 0 <= split.min() and split.max() < len(types)
     shutil.rmtree(FOLDER / "cache")  # it would grow with every text
 
 
 def read_cache(content: bytes) -> None:
-    assert data._read_cache(put(content, f"{CACHE_KEY}.npz")) is not None, "None stands for a refusal"
+    assert cache._read_cache(put(content, f"{CACHE_KEY}.npz")) is not None, "None stands for a refusal"
 
 
 def read_archive(zipped: bool) -> Callable[[bytes], None]:
@@ -167,16 +170,16 @@ def _params() -> bytes:
 
 
 def _cache() -> bytes:
-    splits = {split: np.array([0, 1, 2], dtype=np.int32) for split in data.SPLITS}
+    splits = {split: np.array([0, 1, 2], dtype=np.int32) for split in SPLITS}
     path = FOLDER / f"{CACHE_KEY}.npz"
-    data._write_cache(path, ["<unk>", "<eos>", "dax"], splits)
+    cache._write_cache(path, ["<unk>", "<eos>", "dax"], splits)
     return path.read_bytes()
 
 
 CACHE_KEY = "key"
-MEMBERS = {split: f"in/{split}.txt" for split in data.SPLITS}
+MEMBERS = {split: f"in/{split}.txt" for split in SPLITS}
 TEXTS = {member: b"dax zorp\n" for member in MEMBERS.values()}
-SIZES = dict.fromkeys(data.SPLITS, 9)
+SIZES = dict.fromkeys(SPLITS, 9)
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
 WEIGHTS = _params()

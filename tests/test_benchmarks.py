@@ -9,7 +9,7 @@ import benchmarks.__main__
 from benchmarks import measure, mxnet_peers, ours, report
 from benchmarks.measure import Contender
 from benchmarks.workloads import GROWTH, WORKLOADS
-from noisin.model import BFLOAT16
+from noisin.graphs import BFLOAT16
 
 TINY = {"vocabulary": 50, "hidden": 8, "batch_size": 4, "unroll": 5}
 MODULES = {"ours": ours, "mxnet_peers": mxnet_peers}

@@ -13,10 +13,10 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
 from noisin.config import Config
-from noisin.device import check_dtype, processor_features
+from noisin.runs.directory import RunDirectory
+from noisin.system.device import check_dtype, processor_features
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -196,14 +196,14 @@ def test_evaluate_looks_at_the_validation_split_unless_told_otherwise(own_run, c
 
 
 def test_more_samples_than_fit_into_memory_are_refused(own_run, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    monkeypatch.setattr("noisin.model.MEMORY", 2**20)
     assert "of memory or more" in refused(capsys, "evaluate", str(own_run / "run"), "--samples", "1000")
 
 
 def test_a_run_may_be_looked_at_with_less_memory_than_its_training_took(own_run, capsys, monkeypatch):
     run = str(own_run / "run")
     config = RunDirectory(run).read_config()
-    monkeypatch.setattr("noisin.training.MEMORY", 2**20)
+    monkeypatch.setattr("noisin.model.MEMORY", 2**20)
     for command, options in (("evaluate", {}), ("sample", {"eval_samples": 1000})):
         wide = dataclasses.replace(config, batch_size=100_000, **options)
         monkeypatch.setattr(RunDirectory, "read_config", lambda _, wide=wide: wide)
@@ -296,17 +296,17 @@ def test_bfloat16_is_refused_on_a_processor_without_avx512_before_anything_is_wr
         "--device",
         "cpu",
     ]
-    monkeypatch.setattr("noisin.device.processor_features", lambda: has - {lacking})
+    monkeypatch.setattr("noisin.system.device.processor_features", lambda: has - {lacking})
     assert "take float32" in refused(capsys, *arguments, "--dtype", "bfloat16")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("noisin.device.processor_features", lambda: has)
+    monkeypatch.setattr("noisin.system.device.processor_features", lambda: has)
     check_dtype("bfloat16", mx.cpu())
 
 
 def test_what_the_processor_can_do_is_what_the_system_says(monkeypatch, tmp_path):
     told = tmp_path / "cpuinfo"
     told.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    monkeypatch.setattr("noisin.device.Path", lambda name: {"/proc/cpuinfo": told}[name])
+    monkeypatch.setattr("noisin.system.device.Path", lambda name: {"/proc/cpuinfo": told}[name])
     assert processor_features() == {"fpu", "avx2", "avx512_bf16"}
     told.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
     assert processor_features() == set()

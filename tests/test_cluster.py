@@ -20,8 +20,8 @@ import psutil
 import pytest
 from helpers import wait_for, without_times
 
-from experiments.engines import on_dask, on_this_machine
-from experiments.runner import RunsFailed, run_grid
+from experiments.grid.engines import on_dask, on_this_machine
+from experiments.grid.runner import RunsFailed, run_grid
 from noisin.config import Config, config_from_dict
 from noisin.methods import METHODS
 
@@ -268,7 +268,7 @@ def test_no_worker_keeps_a_run_that_has_ended(monkeypatch):
     """Else Dask would have it done again when that worker dies."""
     from distributed import default_client
 
-    monkeypatch.setattr("experiments.engines.run_on_worker", lambda job, topic: {"job": job})
+    monkeypatch.setattr("experiments.grid.engines.run_on_worker", lambda job, topic: {"job": job})
     with contextlib.closing(on_dask("local")({"a": 1, "b": 2, "c": 3}, print)) as ended:
         first = [next(ended) for _ in range(2)]
         workers = default_client().cluster.scheduler.workers.values()

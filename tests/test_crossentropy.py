@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from helpers import make_language_model, needs_bfloat16, random_states
 
-from noisin import compiled, crossentropy
-from noisin.crossentropy import FusedLikelihood
-from noisin.model import BFLOAT16
-from noisin.objective import AveragedLikelihood
+from noisin.graphs import BFLOAT16
+from noisin.native import compiled, crossentropy
+from noisin.objective import AveragedLikelihood, FusedLikelihood
 
 T, B, V = 4, 3, 7
 

@@ -27,11 +27,17 @@ from helpers import file_size_limit, tarred, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisin import data, synthetic
-from noisin import published as published_corpora
-from noisin.errors import UserError
-from noisin.files import hold_folder, write_bytes
-from noisin.published import PublishedCorpus, Source
+from noisin.data import batches as cut
+from noisin.data import cache, encoding, synthetic
+from noisin.data import corpus as corpora
+from noisin.data import published as published_corpora
+from noisin.data.batches import evaluation_batches, number_of_training_batches, training_batches
+from noisin.data.corpus import Corpus, load_corpus
+from noisin.data.encoding import END
+from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source
+from noisin.data.table1 import statistics, table1
+from noisin.system.errors import UserError
+from noisin.system.files import hold_folder, write_bytes
 
 # A made-up corpus with an empty line in every split; "wug" is unseen in training.
 TEXT = {
@@ -53,14 +59,14 @@ def write_folder(folder: Path, text: Dict[str, bytes] = TEXT, pattern: str = "{s
     return folder
 
 
-def words(corpus: data.Corpus) -> Dict[str, List[str]]:
-    return {split: [corpus.vocabulary.idx_to_token[i] for i in getattr(corpus, split)] for split in data.SPLITS}
+def words(corpus: Corpus) -> Dict[str, List[str]]:
+    return {split: [corpus.vocabulary.idx_to_token[i] for i in getattr(corpus, split)] for split in SPLITS}
 
 
 def fails(name: str, **arguments: object) -> str:
     """Load what must be refused, and return the message, which is one line."""
     with pytest.raises(UserError) as caught:
-        data.load_corpus(name, **arguments)  # type: ignore[arg-type]
+        load_corpus(name, **arguments)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -81,12 +87,12 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_ptb(alone: Path, monkeypatch: pytest.MonkeyPatch) -> PublishedCorpus:
     """The made-up corpus in the place of the Penn Treebank, to be downloaded from nowhere."""
     published = dataclasses.replace(
-        data.PUBLISHED["ptb"],
+        PUBLISHED["ptb"],
         sizes={split: len(content) for split, content in TEXT.items()},
         sha256={split: hashlib.sha256(content).hexdigest() for split, content in TEXT.items()},
         sources=(),
     )
-    monkeypatch.setitem(data.PUBLISHED, "ptb", published)
+    monkeypatch.setitem(PUBLISHED, "ptb", published)
     return published
 
 
@@ -94,73 +100,73 @@ def fake_ptb(alone: Path, monkeypatch: pytest.MonkeyPatch) -> PublishedCorpus:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, data.Corpus]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Corpus]:
     folder = os.environ.get("NOISIN_DATA", "data")
-    if not all(path.exists() for p in data.PUBLISHED.values() for path in p.files(Path(folder)).values()):
+    if not all(path.exists() for p in PUBLISHED.values() for path in p.files(Path(folder)).values()):
         pytest.skip(f"the real corpora are not in {folder} (set NOISIN_DATA)")
-    return {name: data.load_corpus(name, download=False) for name in data.PUBLISHED}
+    return {name: load_corpus(name, download=False) for name in PUBLISHED}
 
 
-def test_table1_of_the_real_files(real: Dict[str, data.Corpus]) -> None:
-    ptb, wikitext = data.statistics(real["ptb"]), data.statistics(real["wikitext-2"])
+def test_table1_of_the_real_files(real: Dict[str, Corpus]) -> None:
+    ptb, wikitext = statistics(real["ptb"]), statistics(real["wikitext-2"])
     assert ptb["tokens"] == {"train": 929_589, "valid": 73_760, "test": 82_430}
     assert wikitext["tokens"] == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
     assert (ptb["vocabulary"], wikitext["vocabulary"]) == (10_000, 33_278)
     assert (round(ptb["unknown_rate"], 3), round(wikitext["unknown_rate"], 3)) == (0.048, 0.026)
-    table = data.table1(list(real.values()))
+    table = table1(list(real.values()))
     for number in ("929,589", "929,590", "82,431", "33,278", "4.8%", "2.6%"):
         assert number in table
     assert "one more token" in table
 
 
-def test_ptb_comes_from_the_cache_in_well_under_a_second(real: Dict[str, data.Corpus]) -> None:
+def test_ptb_comes_from_the_cache_in_well_under_a_second(real: Dict[str, Corpus]) -> None:
     start = time.process_time()  # whatever else the machine does
-    again = data.load_corpus("ptb", download=False)
+    again = load_corpus("ptb", download=False)
     assert time.process_time() - start < 0.5
     assert again.vocabulary.idx_to_token == real["ptb"].vocabulary.idx_to_token
-    assert all(np.array_equal(getattr(again, split), getattr(real["ptb"], split)) for split in data.SPLITS)
+    assert all(np.array_equal(getattr(again, split), getattr(real["ptb"], split)) for split in SPLITS)
 
 
 # ---------------------------------------------------------------------------------------------- own text, vocabulary
 
 
 def test_own_folder(alone: Path) -> None:
-    corpus = data.load_corpus(str(write_folder(alone / "mine")))
+    corpus = load_corpus(str(write_folder(alone / "mine")))
     assert words(corpus) == TOKENS
     assert corpus.vocabulary.idx_to_token == ["<unk>", "<eos>", "dax", "zorp", "blick"]
     assert (corpus.vocabulary.eos_token, corpus.vocabulary.unknown_token) == ("<eos>", "<unk>")
     assert corpus.vocabulary.padding_token is None and corpus.vocabulary.bos_token is None
     assert corpus.name == "mine" and corpus.floor is None
-    assert all(getattr(corpus, split).dtype == np.int32 for split in data.SPLITS)
-    assert data.statistics(corpus)["unknown_rate"] == 0.1
+    assert all(getattr(corpus, split).dtype == np.int32 for split in SPLITS)
+    assert statistics(corpus)["unknown_rate"] == 0.1
 
 
 def test_own_file_is_split_by_lines(alone: Path) -> None:
     lines = [f"w{i} \u00e9" for i in range(20)]
     (alone / "mine.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    corpus = data.load_corpus("mine.txt")
-    assert [len(getattr(corpus, split)) for split in data.SPLITS] == [48, 6, 6]
+    corpus = load_corpus("mine.txt")
+    assert [len(getattr(corpus, split)) for split in SPLITS] == [48, 6, 6]
     assert words(corpus)["train"][:3] == ["w0", "\u00e9", "<eos>"], "the byte-order mark belongs to no word"
     assert words(corpus)["test"] == ["<unk>", "\u00e9", "<eos>"] * 2
 
 
 def test_own_text_is_not_taken_for_a_published_corpus(alone: Path) -> None:
-    corpus = data.load_corpus(str(write_folder(alone / "ptb")))
-    assert corpus.name == "own-ptb" and "paper" not in data.table1([corpus])
+    corpus = load_corpus(str(write_folder(alone / "ptb")))
+    assert corpus.name == "own-ptb" and "paper" not in table1([corpus])
 
 
 def test_max_vocabulary_counts_all_types(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
-    assert data.load_corpus(folder, max_vocabulary=3).vocabulary.idx_to_token == ["<unk>", "<eos>", "dax"]
-    assert len(data.load_corpus(folder).vocabulary) == 5, "the cache must not mix vocabularies up"
+    assert load_corpus(folder, max_vocabulary=3).vocabulary.idx_to_token == ["<unk>", "<eos>", "dax"]
+    assert len(load_corpus(folder).vocabulary) == 5, "the cache must not mix vocabularies up"
     assert "at least 3" in fails(folder, max_vocabulary=2)
     assert "published vocabulary" in fails("ptb", max_vocabulary=100)
     assert "published vocabulary" in fails("synthetic", max_vocabulary=100)
 
 
 def test_default_vocabulary_is_bounded(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "OWN_VOCABULARY", 4)
-    assert len(data.load_corpus(str(write_folder(alone / "mine"))).vocabulary) == 4
+    monkeypatch.setattr(corpora, "OWN_VOCABULARY", 4)
+    assert len(load_corpus(str(write_folder(alone / "mine"))).vocabulary) == 4
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -172,7 +178,7 @@ def test_unknown_name(alone: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n\n"])
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_empty_split(alone: Path, split: str, content: bytes) -> None:
     message = fails(str(write_folder(alone / "mine", {**TEXT, split: content})))
     assert f"{split}.txt" in message and "empty" in message and "fill" in message
@@ -212,31 +218,31 @@ def test_a_text_reads_the_same_in_pieces_of_any_size(parts: List[str], size: int
     text = "".join(parts)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").splitlines()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "PIECE", size)
+        patch.setattr(encoding, "PIECE", size)
         path = Path(folder) / "text"
         path.write_bytes(text.encode("utf-8-sig" if marked else "utf-8"))
         numbers: Any = defaultdict(lambda: len(numbers))
-        found, ends = data._number_words(path, numbers)
+        found, ends = encoding._number_words(path, numbers)
     types = list(numbers)
-    assert [types[number] for number in found] == [word for line in lines for word in [*line.split(), data.END]]
+    assert [types[number] for number in found] == [word for line in lines for word in [*line.split(), END]]
     assert np.diff(ends, prepend=0).tolist() == [len(line.split()) + 1 for line in lines]
 
 
 def test_a_word_without_end_is_refused_before_it_fills_the_memory(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for before, length in ((0, 1), (1, 1), (100, 1), (data.PIECE // 2, 1), (0, 3 * data.PIECE)):
-        train = b"." * (before - 1) + b" " + b"a" * (data.PIECE + length) + b" dax\n"
+    for before, length in ((0, 1), (1, 1), (100, 1), (encoding.PIECE // 2, 1), (0, 3 * encoding.PIECE)):
+        train = b"." * (before - 1) + b" " + b"a" * (encoding.PIECE + length) + b" dax\n"
         folder = write_folder(alone / "mine", {**TEXT, "train": train})
         assert "train.txt: a word of more than 65,536 characters" in fails(str(folder))
-    write_folder(alone / "mine", {**TEXT, "train": b"a" * data.PIECE + b" dax\n"})
-    assert len(data.load_corpus(str(folder)).train) == 3
+    write_folder(alone / "mine", {**TEXT, "train": b"a" * encoding.PIECE + b" dax\n"})
+    assert len(load_corpus(str(folder)).train) == 3
 
 
 def test_a_text_that_does_not_fit_into_the_memory_is_refused(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(write_folder(alone / "mine"))
     with monkeypatch.context() as patch:
-        patch.setattr(data, "MEMORY", 1000)
+        patch.setattr(encoding, "MEMORY", 1000)
         assert "mine/train.txt: more words than fit into this machine's memory" in fails(folder)
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
 
 
 def test_directory_instead_of_a_file(alone: Path) -> None:
@@ -278,14 +284,14 @@ def test_search_order(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytes
         (place(root) / "ptb.test.txt").write_bytes(b"not the file")
 
     place("data")
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
     monkeypatch.setenv("NOISIN_DATA", str(alone / "environment"))
-    assert words(data.load_corpus("ptb")) == TOKENS, "a folder without the corpus is passed over"
-    assert words(data.load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS, "a folder without the corpus is passed over"
+    assert words(load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS
     bad("environment")
     assert "environment/ptb/ptb.test.txt" in fails("ptb"), "a folder with the corpus is not"
     place("argument")
-    assert words(data.load_corpus("ptb", data_dir=str(alone / "argument"))) == TOKENS
+    assert words(load_corpus("ptb", data_dir=str(alone / "argument"))) == TOKENS
     bad("argument")
     assert "argument/ptb/ptb.test.txt" in fails("ptb", data_dir=str(alone / "argument"))
 
@@ -366,7 +372,7 @@ def server(alone: Path) -> Iterator[Server]:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *sources: Source) -> None:
-    monkeypatch.setitem(data.PUBLISHED, "ptb", dataclasses.replace(data.PUBLISHED["ptb"], sources=sources))
+    monkeypatch.setitem(PUBLISHED, "ptb", dataclasses.replace(PUBLISHED["ptb"], sources=sources))
 
 
 def downloaded(alone: Path) -> Dict[str, bytes]:
@@ -382,13 +388,13 @@ GOOD = {f"data/ptb/ptb.{split}.txt": content for split, content in TEXT.items()}
 
 def test_download(fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, server.deliver("good"))
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
     assert all("noisin" in agent for _, agent in server.requests)
-    data.load_corpus("ptb")
+    load_corpus("ptb")
     assert len(server.requests) == 3, "what is there is not downloaded again"
     (alone / "data/ptb/ptb.valid.txt").unlink()
-    data.load_corpus("ptb")
+    load_corpus("ptb")
     assert server.requests[3:] == [("/good/valid.txt", published_corpora.USER_AGENT)]
 
 
@@ -414,7 +420,7 @@ def test_bad_candidate_and_fallback(
     assert downloaded(alone) == {}
     assert len(server.requests) == requests
     offer(monkeypatch, bad, server.deliver("good"))
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
 
 
@@ -478,7 +484,7 @@ def test_archive_with_a_member_that_points_outside(
     members = {"../evil.txt": b"evil", f"{alone}/evil.txt": b"evil"}
     members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
     offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
     assert not (alone.parent / "evil.txt").exists()
 
@@ -538,7 +544,7 @@ def test_tar_of_the_original_names_its_members_with_a_dot(
 ) -> None:
     members = {f"./in/{split}.txt": content for split, content in TEXT.items()}
     offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
 
 
 def test_data_folder_cannot_be_written(
@@ -558,7 +564,7 @@ def test_full_disk_while_downloading(
         message = fails("ptb")
     assert "data/ptb/ptb.train.txt: cannot be written (File too large)" in message
     assert downloaded(alone) == {}
-    assert words(data.load_corpus("ptb")) == TOKENS
+    assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
 
 
@@ -572,7 +578,7 @@ def test_several_downloads_at_once_are_one(
     folder.mkdir(parents=True)
     (folder / f".ptb.test.txt.{32 * '0'}.tmp").write_bytes(b"of a process that was kil")
     with ThreadPoolExecutor(4) as pool:
-        for corpus in pool.map(data.load_corpus, ["ptb"] * 4):
+        for corpus in pool.map(load_corpus, ["ptb"] * 4):
             assert words(corpus) == TOKENS
     assert len(server.requests) == 1
     assert downloaded(alone) == GOOD
@@ -606,27 +612,27 @@ def cached_file(alone: Path) -> Path:
 
 
 def test_several_that_need_one_cache_encode_the_text_once(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded, encode = [], data._encode
+    encoded, encode = [], encoding.encode
 
     def slowly(*arguments: Any) -> Any:
         encoded.append(arguments)
         time.sleep(1)  # the others come meanwhile
         return encode(*arguments)
 
-    monkeypatch.setattr(data, "_encode", slowly)
+    monkeypatch.setattr(cache, "encode", slowly)
     folder = str(write_folder(alone / "text"))
     with ThreadPoolExecutor(4) as pool:
-        for corpus in pool.map(data.load_corpus, [folder] * 4):
+        for corpus in pool.map(load_corpus, [folder] * 4):
             assert words(corpus) == TOKENS
     assert len(encoded) == 1
 
 
 def test_who_holds_the_cache_is_told_to_those_who_wait_too_long(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PATIENCE", 0.2)
+    monkeypatch.setattr(cache, "PATIENCE", 0.2)
     folder = str(write_folder(alone / "text"))
     with hold_folder(alone / "cache"):
         assert f"cache is in use by process {os.getpid()} on " in fails(folder)
-    assert words(data.load_corpus(folder)) == TOKENS  # a lock that nobody holds any more is no obstacle
+    assert words(load_corpus(folder)) == TOKENS  # a lock that nobody holds any more is no obstacle
 
 
 def test_a_text_that_changes_while_it_is_read_is_not_cached(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,45 +644,45 @@ def test_a_text_that_changes_while_it_is_read_is_not_cached(alone: Path, monkeyp
         return nullcontext()
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "hold_folder", waits)
+        patch.setattr(cache, "hold_folder", waits)
         assert "changed while it was read" in fails(str(folder))
     path.write_bytes(original)
-    assert words(data.load_corpus(str(folder))) == TOKENS
+    assert words(load_corpus(str(folder))) == TOKENS
 
 
 def test_cache_is_keyed_by_content(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = data.load_corpus(str(write_folder(alone / "here")))
+    first = load_corpus(str(write_folder(alone / "here")))
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_encode", None)  # to call it would fail
-        second = data.load_corpus(str(write_folder(alone / "there")))
+        patch.setattr(cache, "encode", None)  # to call it would fail
+        second = load_corpus(str(write_folder(alone / "there")))
     assert second.digest == first.digest and second.name == "there"
     assert second.vocabulary.idx_to_token == first.vocabulary.idx_to_token
     assert words(second) == TOKENS and second.train.dtype == np.int32
     write_folder(alone / "here", {**TEXT, "test": b"dax\n"})
-    changed = data.load_corpus(str(alone / "here"))
+    changed = load_corpus(str(alone / "here"))
     assert changed.digest != first.digest and words(changed)["test"] == ["dax", "<eos>"]
 
 
 def test_damaged_cache_is_rebuilt(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
-    data.load_corpus(folder)
+    load_corpus(folder)
     path = cached_file(alone)
     good = path.read_bytes()
     for position in range(0, len(good), 7):
         path.write_bytes(good[:position] + bytes([good[position] ^ 0xFF]) + good[position + 1 :])
-        assert words(data.load_corpus(folder)) == TOKENS, position
+        assert words(load_corpus(folder)) == TOKENS, position
     for content in (b"", b"junk", good[: len(good) // 2], good[:-1]):
         path.write_bytes(content)
-        assert words(data.load_corpus(folder)) == TOKENS
+        assert words(load_corpus(folder)) == TOKENS
         assert path.read_bytes() == good, "rebuilt, and the same"
     path.unlink()
     path.mkdir()
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
 
 
 def test_well_formed_but_wrong_cache_is_not_trusted(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
-    data.load_corpus(folder)
+    load_corpus(folder)
     path = cached_file(alone)
     with np.load(path) as stored:
         good = dict(stored)
@@ -700,56 +706,56 @@ def test_well_formed_but_wrong_cache_is_not_trusted(alone: Path) -> None:
         {"vocabulary": np.arange(9, dtype=np.uint8)},
     ):
         np.savez(path, **{**good, **change})
-        assert words(data.load_corpus(folder)) == TOKENS, change
+        assert words(load_corpus(folder)) == TOKENS, change
     without_test = {name: array for name, array in good.items() if name != "test"}
     np.savez(path, **without_test)
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
 
 
 def test_compressed_cache_is_not_unpacked(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
-    data.load_corpus(folder)
+    load_corpus(folder)
     path = cached_file(alone)
     good = path.read_bytes()
     with np.load(path) as stored:
         np.savez_compressed(path, **{**stored, "more": np.zeros(10**6)})  # a bomb, if it were larger
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
     assert path.read_bytes() == good, "written anew"
 
 
 def test_pipe_in_place_of_the_cache_is_not_waited_for(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
-    data.load_corpus(folder)
+    load_corpus(folder)
     path = cached_file(alone)
     path.unlink()
     os.mkfifo(path)
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
 
 
 def test_cache_that_cannot_be_written_is_no_obstacle(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (alone / "file").write_bytes(b"")
     monkeypatch.setenv("NOISIN_CACHE", str(alone / "file" / "cache"))
-    assert words(data.load_corpus(str(write_folder(alone / "mine")))) == TOKENS
+    assert words(load_corpus(str(write_folder(alone / "mine")))) == TOKENS
 
 
 @pytest.mark.parametrize("left", [0, 100])  # bytes: none for the lock, or none for the cache
 def test_full_disk_under_the_cache_is_no_obstacle(alone: Path, left: int) -> None:
     folder = str(write_folder(alone / "mine"))
     with file_size_limit(left):
-        assert words(data.load_corpus(folder)) == TOKENS
+        assert words(load_corpus(folder)) == TOKENS
     assert [path.name for path in (alone / "cache").iterdir()] == ["lock"]
-    assert words(data.load_corpus(folder)) == TOKENS
+    assert words(load_corpus(folder)) == TOKENS
     assert cached_file(alone).stat().st_size > 100
 
 
 def test_where_the_cache_is(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data._cache_folder() == alone / "cache"
+    assert cache._cache_folder() == alone / "cache"
     monkeypatch.delenv("NOISIN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(alone / "xdg"))
-    assert data._cache_folder() == alone / "xdg" / "noisin"
+    assert cache._cache_folder() == alone / "xdg" / "noisin"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(alone))
-    assert data._cache_folder() == alone / ".cache" / "noisin"
+    assert cache._cache_folder() == alone / ".cache" / "noisin"
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
@@ -761,13 +767,13 @@ SIZES = st.tuples(st.integers(0, 200), st.integers(1, 9), st.integers(1, 9))
 def test_training_batches_rebuild_the_text(sizes: Tuple[int, int, int]) -> None:
     size, batch_size, unroll = sizes
     tokens = np.arange(size, dtype=np.int32)
-    number = data.number_of_training_batches(tokens, batch_size, unroll)
+    number = number_of_training_batches(tokens, batch_size, unroll)
     if number == 0:
         assert size < batch_size * unroll + 1
         with pytest.raises(UserError, match="too|takes"):
-            data.training_batches(tokens, batch_size, unroll)
+            training_batches(tokens, batch_size, unroll)
         return
-    batches = list(data.training_batches(tokens, batch_size, unroll))
+    batches = list(training_batches(tokens, batch_size, unroll))
     assert len(batches) == number
     for array in (array for batch in batches for array in batch):
         assert array.shape == (unroll, batch_size) and array.dtype == np.int32
@@ -787,9 +793,9 @@ def test_evaluation_batches_score_every_token_once(sizes: Tuple[int, int, int]) 
     tokens = np.arange(1, size + 1, dtype=np.int32)
     if size == 0:
         with pytest.raises(UserError, match="no tokens"):
-            data.evaluation_batches(tokens, 0, batch_size, unroll)
+            evaluation_batches(tokens, 0, batch_size, unroll)
         return
-    batches = list(data.evaluation_batches(tokens, 0, batch_size, unroll))
+    batches = list(evaluation_batches(tokens, 0, batch_size, unroll))
     for inputs, targets, weights in batches:
         assert inputs.shape == targets.shape == weights.shape == (unroll, batch_size)
         assert (inputs.dtype, targets.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
@@ -803,30 +809,30 @@ def test_evaluation_batches_score_every_token_once(sizes: Tuple[int, int, int]) 
 @pytest.mark.parametrize(("batch_size", "unroll"), [(0, 1), (1, 0), (-1, 1)])
 def test_batches_of_no_size(batch_size: int, unroll: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        data.training_batches(np.arange(9), batch_size, unroll)
+        training_batches(np.arange(9), batch_size, unroll)
     with pytest.raises(ValueError, match="at least 1"):
-        data.evaluation_batches(np.arange(9), 0, batch_size, unroll)
+        evaluation_batches(np.arange(9), 0, batch_size, unroll)
 
 
 def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(data) == doctest.TestResults(failed=0, attempted=2)
+    assert doctest.testmod(cut) == doctest.TestResults(failed=0, attempted=2)
 
 
 # -------------------------------------------------------------------------------------------------- synthetic source
 
 
 def test_synthetic_corpus() -> None:
-    corpus = data.load_corpus("synthetic")
+    corpus = load_corpus("synthetic")
     # The text is part of what a published number depends on: raise synthetic.VERSION when it changes.
     assert (synthetic.VERSION, corpus.digest[:16]) == (1, "852bbf1e805e2cd1")
-    assert data.load_corpus("synthetic").digest == corpus.digest
+    assert load_corpus("synthetic").digest == corpus.digest
     assert corpus.vocabulary.idx_to_token == synthetic.source().types
     assert len(set(synthetic.source().types)) == len(corpus.vocabulary) == synthetic.TYPES
     eos = corpus.vocabulary["<eos>"]
     for split, size in synthetic.TOKENS.items():
         tokens = getattr(corpus, split)
         assert size <= len(tokens) < size + 200 and tokens[-1] == eos and tokens.dtype == np.int32
-    assert "17.24" in data.table1([corpus])
+    assert "17.24" in table1([corpus])
 
 
 def test_synthetic_stationary_distribution() -> None:

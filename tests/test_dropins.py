@@ -15,9 +15,10 @@ from mxnet import autograd, gluon
 from mxnet.gluon import rnn
 
 import noisin
-from noisin import cells, graphs, noise, normals, regularisers
+from noisin import cells, graphs, noise, regularisers
 from noisin.cells import ElmanCell, GRUCell, LSTMCell
 from noisin.graphs import traced_for
+from noisin.native import normals
 from noisin.noise import Noise
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
 from noisin.system import mxnet_import

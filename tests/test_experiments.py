@@ -21,19 +21,20 @@ from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
-from experiments.page import table_row
-from experiments.readme import SECTIONS, split_page
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
-from experiments.report import draw_against_paper
-from experiments.runner import RunsFailed, run_grid
-from experiments.runs import candidates, choose, load_runs, run_of, runs_of
-from experiments.tables import exact, frame, lines, markdown
-from noisin import figures
+from experiments.report.build import draw_against_paper
+from experiments.report.page import table_row
+from experiments.report.readme import SECTIONS, split_page
+from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
+from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
-from noisin.errors import UserError
 from noisin.figures import curves, figure2, validation_panels
-from noisin.process import Job, run
-from noisin.record import read_record, seal, write_record
+from noisin.methods import METHODS
+from noisin.runs.record import read_record, seal, write_record
+from noisin.system.errors import UserError
+from noisin.system.process import Job, run
+from noisin.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(RESULTS.glob("*/*.json"))
@@ -113,14 +114,14 @@ def test_a_run_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsy
 def test_what_has_its_records_needs_no_corpus(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.__main__.load_corpus", None)
-    assert main(["ptb", "--dtype", "bfloat16"]) == 0
+    assert main(["figure2", "--dtype", "bfloat16"]) == 0
     output = capsys.readouterr().out
     assert "4 of 4 runs have their record" in output and "166.0" in output
 
 
 def test_a_dtype_that_the_processor_lacks_is_said_once_and_before_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("noisin.device.processor_features", lambda: {"avx2"})
+    monkeypatch.setattr("noisin.system.device.processor_features", lambda: {"avx2"})
     assert main(["demo", "--dtype", "bfloat16", "--device", "cpu"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("experiments: error: dtype is 'bfloat16'") and captured.err.count("\n") == 1
@@ -200,7 +201,7 @@ def test_only_the_runs_with_these_options_are_run(tmp_path, monkeypatch, capsys)
     assert main(["gamma", "--only", "gamma=0.4,layers=1", "--seeds", "2,3"]) == 0
     assert [(config.gamma, config.layers, config.seed) for config in taken] == [([0.4], 1, 2), ([0.4], 1, 3)]
     taken.clear()
-    assert main(["ptb", "--only", "gamma=0.2"]) == 0  # None's gamma is 0.2 too: by default, and without effect
+    assert main(["figure2", "--only", "gamma=0.2"]) == 0  # None's gamma is 0.2 too: by default, and without effect
     assert [config.method for config in taken] == ["noisin"]
 
 
@@ -245,12 +246,14 @@ def test_table2_has_the_24_rows_of_the_paper_and_says_which_are_missing():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_tables_and_curves_tell_all_variants_of_a_method_apart(experiment):
-    by_curves = {"gamma", *(f"dropout_{place}" for place in ("inputs", "states", "outputs", "embedding"))}
-    by_tables = {*by_curves, "lower_bound"}
-    for variants in experiment.methods.values():
-        for one, two in itertools.combinations(variants, 2):
-            differing = {name for name in {**one, **two} if one.get(name) != two.get(name)}
-            assert differing <= by_tables and differing & by_curves
+    for case in experiment.cases:
+        found = [config for config in experiment.shown_configs() if case.covers(config)]
+        for one, two in itertools.combinations(found, 2):
+            if one.method == two.method:
+                method = METHODS[one.method]
+                assert method.described(one) != method.described(two)
+                rows = [cells(Line(case, one.method, rivals=True, config=config)) for config in (one, two)]
+                assert rows[0] != rows[1]
 
 
 def test_an_option_that_does_not_act_makes_no_other_run():
@@ -546,7 +549,7 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, draw
     validation_panels({"panel": records, "fewer": records[2:4]}, tmp_path / "panels.png", "Title")
     assert drawn[1].axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
     looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in drawn[1].axes[0].get_lines()}
-    assert len({look for look in looks if look[0] == figures.STYLES["noisin"]["color"]}) >= 3
+    assert len({look for look in looks if look[0] == METHODS["noisin"].look[0]}) >= 3
     # One legend for all panels, in each of which a label has the same look.
     (legend,) = drawn[1].legends
     assert [text.get_text() for text in legend.get_texts()] == list(curves)

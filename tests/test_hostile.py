@@ -19,12 +19,12 @@ from hostile import READERS, STATE, WEIGHTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from noisin.arrays import parse_arrays
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
-from noisin.data import load_corpus
-from noisin.errors import UserError
-from noisin.files import MAX_JSON, is_locked, open_lock, parse_json
+from noisin.data.corpus import load_corpus
+from noisin.runs.directory import RunDirectory
+from noisin.runs.weights import parse_arrays
+from noisin.system.errors import UserError
+from noisin.system.files import MAX_JSON, is_locked, open_lock, parse_json
 
 JSON_READERS = ("options", "run", "state", "measurements", "record")
 ANY_NUMBER = st.integers() | st.floats() | st.sampled_from([2**31, 2**63, -1, 0, True, 1e308, 10**30])
@@ -368,8 +368,8 @@ def test_a_refusal_is_one_short_line_without_commands_to_the_terminal(tmp_path, 
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-from noisin.errors import UserError
-from noisin.files import read_json
+from noisin.system.errors import UserError
+from noisin.system.files import read_json
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
     read_json(Path(sys.argv[1]))

@@ -17,9 +17,8 @@ TRAINING = """
 import os, sys
 from pathlib import Path
 from noisin.config import Config
-from noisin.data import load_corpus
-from noisin.step import TrainingStep
-from noisin.training import train
+from noisin.data.corpus import load_corpus
+from noisin.training import TrainingStep, train
 
 directory, epochs, leak = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 PAGE = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -73,9 +72,10 @@ import json, resource, sys, time
 import noisin
 import mxnet as mx
 from noisin.config import Config
-from noisin.data import load_corpus, training_batches
-from noisin.step import TrainingStep
-from noisin.training import initial_model
+from noisin.data.batches import training_batches
+from noisin.data.corpus import load_corpus
+from noisin.model import initial_model
+from noisin.training import TrainingStep
 
 def peak():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -134,16 +134,17 @@ def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bo
 @pytest.mark.parametrize("lines", ["many", "one"])
 def test_a_text_is_encoded_in_a_few_bytes_a_token(tmp_path, lines):
     """What the words would take as Python strings is ten times as much."""
-    from noisin import data
+    from noisin.data import encoding
+    from noisin.data.published import SPLITS
 
     path = tmp_path / "text.txt"
     write_text(path, 1, types=300)
     if lines == "one":
         path.write_text(path.read_text().replace("\n", " "))
-    data._vocabulary({"a": 1})  # with gluonnlp loaded
+    encoding._vocabulary({"a": 1})  # with gluonnlp loaded
     tracemalloc.start()
     try:
-        _, splits = data._encode(dict.fromkeys(data.SPLITS, path) if lines == "one" else {"text": path}, None)
+        _, splits = encoding.encode(dict.fromkeys(SPLITS, path) if lines == "one" else {"text": path}, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

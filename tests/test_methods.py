@@ -11,18 +11,18 @@ import pytest
 from mxnet.gluon import rnn
 
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
-from experiments.claims import judge
-from experiments.report import write_report
-from experiments.runs import load_runs, name_of
-from experiments.tables import exact, frame, lines
+from experiments.report.build import write_report
+from experiments.report.claims import judge
+from experiments.report.runs import load_runs, name_of
+from experiments.report.tables import exact, frame, lines
 from noisin.cli import main
 from noisin.config import Config
-from noisin.data import load_corpus
-from noisin.errors import UserError
+from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
-from noisin.files import write_json
 from noisin.methods import METHODS, Method, Regulariser
-from noisin.record import read_record
+from noisin.runs.record import read_record
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
 from noisin.training import train
 
 CONTRIBUTING = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -20,12 +20,11 @@ from helpers import (
 from mxnet import autograd
 
 from noisin.config import Config
-from noisin.errors import UserError
 from noisin.graphs import traced_for
-from noisin.model import LanguageModel, make_model
+from noisin.model import LanguageModel, initial_model, make_model
 from noisin.noise import Gamma
 from noisin.regularisers import NoisyCell, VariationalDropoutCell
-from noisin.training import initial_model
+from noisin.system.errors import UserError
 
 T, B, V, HIDDEN, EMBEDDING = 4, 3, 7, 5, 4
 OPTIONS = {

@@ -8,7 +8,7 @@ import pytest
 from mxnet import autograd
 
 from noisin.graphs import traced_for
-from noisin.normals import fill_normals, normal_like
+from noisin.native.normals import fill_normals, normal_like
 
 LANES = 64
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.catalogue import DEMO
+from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import file_record, load_records
-from experiments.runner import RunsFailed, run_grid
 from noisin.cli import main
 from noisin.config import Config
-from noisin.errors import UserError
-from noisin.record import SCHEMA, check_record, read_record, seal, write_record
+from noisin.runs.record import SCHEMA, check_record, read_record, seal, write_record
+from noisin.system.errors import UserError
 
 CONFIG = Config(corpus="ptb", method="noisin", layers=2, epochs=3)
 GAMMA = [0.1 + 0.2, 1e-7]  # floats that not every way of writing them brings back

@@ -18,11 +18,11 @@ from helpers import make_up_record
 
 from experiments.__main__ import main
 from experiments.catalogue import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
-from experiments.claims import CLAIMS, Judgement, judge, plain, seed_deviations
-from experiments.page import Picture, Speed, page
-from experiments.report import RESULTS, write_report
-from experiments.runs import Run, choose, load_runs
-from experiments.tables import (
+from experiments.report.build import RESULTS, write_report
+from experiments.report.claims import CLAIMS, Judgement, judge, plain, seed_deviations
+from experiments.report.page import Picture, Speed, page
+from experiments.report.runs import Run, choose, load_runs
+from experiments.report.tables import (
     Line,
     exact,
     frame,
@@ -34,9 +34,9 @@ from experiments.tables import (
     verdicts_frame,
 )
 from noisin.config import config_from_dict
-from noisin.errors import UserError
-from noisin.files import read_json, write_json
-from noisin.record import seal
+from noisin.runs.record import seal
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_json
 
 NONE, NOISIN, LEARNED = (FIGURE2.configs([method])[0] for method in ("none", "noisin", "noisin*"))
 DROPPED = FIGURE2.configs(["dropout"])[0]
@@ -308,7 +308,7 @@ def test_tables_have_captions_and_headers_and_figures_have_words(committed):
 
 
 def test_strings_of_a_record_are_text_wherever_they_are_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.runs.read_record", read_json)  # even those that a record is refused for
+    monkeypatch.setattr("experiments.report.runs.read_record", read_json)  # even those that a record is refused for
     record = record_of(NOISIN, status=HOSTILE, corpus=HOSTILE, git=HOSTILE, started=HOSTILE, finished=HOSTILE)
     record["versions"][HOSTILE] = HOSTILE
     record["hardware"]["cpu"] = HOSTILE
@@ -399,7 +399,7 @@ def test_the_choice_is_by_validation_and_not_by_test(tmp_path, monkeypatch):
     table = frame(experiment, lines(experiment, runs))
     assert list(table[table.method == "NOISIN"]["chosen"]) == ["no", "yes"]
     assert list(exact(lines(experiment, runs))["chosen"].fillna("")) == ["", "", "no", "yes", ""]
-    monkeypatch.setattr("experiments.report.EXPERIMENTS", {"ptb": experiment})
+    monkeypatch.setattr("experiments.report.build.EXPERIMENTS", {"ptb": experiment})
     write_report(tmp_path / "out", tmp_path, tmp_path / "none.json")
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert [(row[0][0], row[6][0]) for row in page.of("NOISIN", "NOISIN ★")] == [

@@ -16,8 +16,8 @@ from helpers import MULTIPLIES_BFLOAT16
 from lives import Life
 
 import noisin
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
+from noisin.runs.directory import RunDirectory
 
 # Each method with either optimizer; every cell, and dtype if the processor has it, a tied decoder, learning rates that
 # decay, two layers, two samples.

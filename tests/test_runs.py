@@ -13,11 +13,11 @@ import threading
 import pytest
 from helpers import file_size_limit, wait_for
 
-from noisin.checkpoint import RunDirectory
 from noisin.cli import main
-from noisin.errors import UserError
-from noisin.events import Events
-from noisin.files import is_locked, open_lock
+from noisin.runs.directory import RunDirectory
+from noisin.runs.events import Events
+from noisin.system.errors import UserError
+from noisin.system.files import is_locked, open_lock
 
 QUICK = ("--hidden", "8", "--batch-size", "50", "--quiet")
 
@@ -78,7 +78,7 @@ def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_rem
 
 
 def test_who_waits_for_long_is_told_for_whom(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.files.BRIEF", 0.2)
+    monkeypatch.setattr("noisin.system.files.BRIEF", 0.2)
     file = open_lock(tmp_path / "lock")
     threading.Timer(0.6, file.close).start()
     open_lock(tmp_path / "lock", patience=30).close()

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import noisin
-from noisin.files import read_json
 from noisin.system import cuda, mxnet_import
+from noisin.system.files import read_json
 from noisin.system.threads import SMALL, SPINS, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -436,8 +436,8 @@ def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(cl
 
 
 def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
-    (clone / "src" / "noisin").mkdir(parents=True)
-    source = clone / "src" / "noisin" / "_part.c"
+    (clone / "src" / "noisin" / "native").mkdir(parents=True)
+    source = clone / "src" / "noisin" / "native" / "part.c"
     source.touch()
     assert make("venv", cwd=clone).stdout.count("made") == 1
     python = stub(clone / ".venv" / "bin" / "python", 'echo "$@"')
@@ -480,11 +480,11 @@ def test_help_is_the_default_and_lists_every_target():
 
 def test_narrowing_reaches_the_command_unchanged():
     plain = make("-n", "ptb").stdout.splitlines()[-1]
-    assert shlex.split(plain)[1:] == ["-m", "experiments", "ptb"]
+    assert shlex.split(plain)[1:] == ["-m", "experiments", "figure2"]
     variables = ("METHODS=noisin* it's", "EPOCHS=2", "SEEDS=1,2", "ONLY=layers=2,activation=tanh", "JOBS=2")
     narrowed = make("-n", "wikitext2", *variables, "DTYPE=bfloat16", "ARGS=--quiet").stdout
     assert shlex.split(narrowed.splitlines()[-1])[1:] == [
-        *("-m", "experiments", "wikitext2", "--epochs", "2", "--methods", "noisin* it's", "--seeds", "1,2"),
+        *("-m", "experiments", "table3", "--epochs", "2", "--methods", "noisin* it's", "--seeds", "1,2"),
         *("--only", "layers=2,activation=tanh", "--jobs", "2", "--dtype", "bfloat16", "--quiet"),
     ]
 
@@ -492,7 +492,7 @@ def test_narrowing_reaches_the_command_unchanged():
 def test_a_gpu_gets_an_environment_of_its_own_with_the_gpu_build():
     lines = make("-n", "ptb", "DEVICE=gpu:1").stdout
     assert "tools/make_venv.py .venv-gpu requirements-gpu.txt" in lines
-    assert lines.splitlines()[-1] == ".venv-gpu/bin/python -m experiments ptb --device 'gpu:1'"
+    assert lines.splitlines()[-1] == ".venv-gpu/bin/python -m experiments figure2 --device 'gpu:1'"
     assert "gpu" not in make("-n", "ptb", "DEVICE=cpu").stdout
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from noisin.record import read_record
+from noisin.runs.record import read_record
 
 # Made with Python 3.11 and NumPy 1.23. On one machine, Python 3.13 with NumPy 2.5 gives every bit of them. Processors
 # differ in the order in which they sum, by about a millionth here, so half of the last printed digit is the tolerance.

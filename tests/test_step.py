@@ -11,9 +11,9 @@ from mxnet import autograd, gluon
 
 from noisin.config import Config
 from noisin.objective import AveragedLikelihood
-from noisin.optimizers import OPTIMIZERS
-from noisin.step import ClippingTrainer, Diverged, TrainingStep
+from noisin.optimizers import OPTIMIZERS, ClippingTrainer, Diverged
 from noisin.system import mxnet_import
+from noisin.training import TrainingStep
 
 SMALL = {"cell": "rnn", "activation": "sigmoid", "layers": 2, "hidden": 5, "embedding": 4, "batch_size": 3, "unroll": 4}
 

@@ -17,16 +17,21 @@ import numpy as np
 import pytest
 from helpers import without_times
 
-from noisin import synthetic, training
-from noisin.checkpoint import Progress, RunDirectory
+from noisin import model as models
+from noisin import training
 from noisin.config import Config
-from noisin.data import load_corpus
-from noisin.errors import UserError
-from noisin.files import read_json
+from noisin.data import synthetic
+from noisin.data.corpus import load_corpus
+from noisin.evaluation import make_evaluator
 from noisin.methods import METHODS
-from noisin.record import read_record
-from noisin.step import ClippingTrainer
-from noisin.training import initial_model, learning_rate, make_evaluator, train
+from noisin.model import initial_model
+from noisin.optimizers import ClippingTrainer
+from noisin.runs.directory import Progress, RunDirectory
+from noisin.runs.record import read_record
+from noisin.system import provenance
+from noisin.system.errors import UserError
+from noisin.system.files import read_json
+from noisin.training import learning_rate, train
 
 SMALL = {"hidden": 12, "batch_size": 8, "unroll": 10, "epochs": 4, "eval_samples": 3, "gamma": [0.3]}
 
@@ -72,9 +77,9 @@ def test_an_interrupted_run_ends_with_the_same_record_and_weights(tmp_path, corp
 def test_the_record_names_every_commit_that_trained_the_run(tmp_path, corpus, monkeypatch):
     config = Config(**SMALL)
     for epoch, commit in ((1, "first"), (2, "second"), (3, "second")):
-        monkeypatch.setattr(training, "_git_revision", lambda: commit)  # noqa: B023
+        monkeypatch.setattr(training, "git_revision", lambda: commit)  # noqa: B023
         run_and_kill(config, tmp_path, corpus, after_epoch=epoch)
-    monkeypatch.setattr(training, "_git_revision", lambda: None)  # outside a checkout
+    monkeypatch.setattr(training, "git_revision", lambda: None)  # outside a checkout
     assert run(config, tmp_path, corpus)["git"] == "first, second"
 
 
@@ -127,7 +132,7 @@ def test_a_directory_that_mxnet_cannot_name_is_refused_before_any_training(tmp_p
     "options", [{"hidden": 47_000, "embedding": 1}, {"eval_samples": 1000, "eval_batch_size": 1000}]
 )
 def test_an_array_beyond_mxnets_limit_is_refused(tmp_path, corpus, monkeypatch, options):
-    monkeypatch.setattr(training, "MEMORY", 2**50)
+    monkeypatch.setattr(models, "MEMORY", 2**50)
     with pytest.raises(UserError, match="MXNet has none of more than 2,147,483,647"):
         run(Config(**{**SMALL, **options}, method="noisin"), tmp_path, corpus)
 
@@ -372,14 +377,14 @@ def test_the_commit_is_that_of_this_package_and_not_of_a_checkout_around_it(tmp_
     def git(*arguments):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, stdout=subprocess.DEVNULL)
 
-    monkeypatch.setattr(training, "__file__", str(tmp_path / "training.py"))
-    assert training._git_revision() is None
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "system" / "provenance.py"))
+    assert provenance.git_revision() is None
     git("init", "-q")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "another project")
-    (tmp_path / "training.py").touch()
-    assert training._git_revision() is None
-    git("add", "training.py")
-    assert re.fullmatch("[0-9a-f]{40}[+]", training._git_revision())
+    (tmp_path / "__init__.py").touch()
+    assert provenance.git_revision() is None
+    git("add", "__init__.py")
+    assert re.fullmatch("[0-9a-f]{40}[+]", provenance.git_revision())
 
 
 def test_the_spread_of_the_input_noise_is_in_the_metrics(tmp_path, corpus):

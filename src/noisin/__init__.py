@@ -47,7 +47,7 @@ _MODULES = {
     "objective": ("AveragedLikelihood",),
     "evaluation": ("Evaluator",),
     "training": ("train",),
-    "data": ("load_corpus",),
+    "data.corpus": ("load_corpus",),
     "sampling": ("sample_words",),
     "graphs": ("traced_for",),
 }

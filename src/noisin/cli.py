@@ -17,18 +17,22 @@ import mxnet as mx
 from tqdm import tqdm
 
 from noisin import __version__
-from noisin.checkpoint import RunDirectory
 from noisin.config import Config, config_from_dict, recorded_config
-from noisin.data import Corpus, load_corpus, ordered_vocabulary, table1
-from noisin.device import find_device
-from noisin.errors import UserError, harmless, printable
-from noisin.files import read_json
-from noisin.process import end_with_parent
-from noisin.published import NAMES
-from noisin.record import finite_or_null
+from noisin.data.corpus import Corpus, load_corpus
+from noisin.data.encoding import ordered_vocabulary
+from noisin.data.published import NAMES
+from noisin.data.table1 import table1
+from noisin.evaluation import make_evaluator
+from noisin.model import evaluated_at_once, initial_model
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import finite_or_null
 from noisin.sampling import sample_words
+from noisin.system.device import find_device
+from noisin.system.errors import UserError, harmless, printable
+from noisin.system.files import read_json
+from noisin.system.process import end_with_parent
 from noisin.system.threads import SMALL, threads, threads_were_chosen, useful_threads
-from noisin.training import evaluated_at_once, initial_model, make_evaluator, train
+from noisin.training import train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
 
@@ -316,7 +320,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from noisin.runs import runs_table  # with pandas, which no other command waits for
+    from noisin.runs.listing import runs_table  # with pandas, which no other command waits for
 
     print(runs_table(arguments.folder).to_string(index=False))
 

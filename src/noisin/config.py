@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Collection, Dict, List, Optional
 
 from noisin.cells import ACTIVATIONS, CELLS
-from noisin.data import OWN_VOCABULARY
-from noisin.errors import UserError, quoted
+from noisin.data.corpus import OWN_VOCABULARY
+from noisin.data.published import NAMES
 from noisin.initializers import RECURRENT_INITS
 from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
-from noisin.published import NAMES
+from noisin.system.errors import UserError, quoted
 
 _OF_EVERY_METHOD = ("data", "model", "training", "evaluation")  # groups of options
 

@@ -10,7 +10,9 @@ import numpy as np
 from mxnet import autograd
 from tqdm import tqdm
 
-from noisin.data import evaluation_batches
+from noisin.config import Config
+from noisin.data.batches import evaluation_batches
+from noisin.data.corpus import Corpus
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
 
@@ -118,3 +120,11 @@ class Evaluator:
                 totals = totals + (np.stack(scores) * weights).sum(axis=(1, 2))
                 bar.update(int(weights.sum()))
         return totals
+
+
+def make_evaluator(
+    model: LanguageModel, config: Config, corpus: Corpus, device: mx.Context, progress: bool = False
+) -> Evaluator:
+    """The evaluator that `config` describes."""
+    eos = corpus.vocabulary["<eos>"]
+    return Evaluator(model, eos, config.eval_batch_size, config.unroll, config.eval_samples, device, progress)

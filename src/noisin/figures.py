@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from noisin.config import recorded_config
-from noisin.files import write_file
 from noisin.methods import METHODS
+from noisin.system.files import write_file
 
 # Of the curves of one method, by its variant: full, hollow or half markers, dark or light lines, thin or thick ones.
 SHADES: Tuple[Dict[str, Any], ...] = (

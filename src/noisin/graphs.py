@@ -7,9 +7,12 @@ from contextvars import ContextVar
 from typing import Any, Dict, Iterator, Union
 
 import mxnet as mx
+import numpy as np
 from mxnet.gluon import HybridBlock
 
 Tensor = Union[mx.nd.NDArray, mx.sym.Symbol]
+# MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 _PURPOSE: ContextVar[str] = ContextVar("noisin_purpose", default="")
 

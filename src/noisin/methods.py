@@ -7,15 +7,14 @@ method in `METHODS`. An option of its own is a field of `Config` in a group that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Tuple
 
 from mxnet.gluon.rnn import HybridRecurrentCell
 
 from noisin.noise import Noise, make_family
 from noisin.regularisers import NoisyCell, StandardDropoutCell, VariationalDropoutCell
 
-if TYPE_CHECKING:
-    from noisin.config import Config
+Config = Any  # that of config.py, which imports this module: it asks the methods which options act
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Regulariser:
     described : function config -> str
         The values of its options that tell variants of a method apart, as 'γ 0.2'.
     columns : mapping of str to function config -> str
-        What tables show of it in columns of their own, where a method has several variants.
+        What tables show of it in columns of their own, where a method has several variants; of an empty text nothing.
     """
 
     groups: Tuple[str, ...]
@@ -138,9 +137,13 @@ def _rates(config: Config) -> str:
     return _numbers(rates) + masked
 
 
-NOISE = Regulariser(("noise",), _noisy, lambda config: f"γ {_numbers(config.gamma)}{_family(config)}")
+_NOISE_COLUMN = {"noise": lambda config: _family(config).strip()}
+NOISE = Regulariser(("noise",), _noisy, lambda config: f"γ {_numbers(config.gamma)}{_family(config)}", _NOISE_COLUMN)
 LEARNED_NOISE = Regulariser(
-    ("noise", "learned noise"), _noisy, _learned_spread, {"lower bound": lambda config: f"{config.lower_bound:g}"}
+    ("noise", "learned noise"),
+    _noisy,
+    _learned_spread,
+    {"lower bound": lambda config: f"{config.lower_bound:g}", **_NOISE_COLUMN},
 )
 VARIATIONAL = Regulariser(
     ("variational dropout",),

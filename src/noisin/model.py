@@ -1,22 +1,24 @@
-"""The language model: embedding -> stack of cells -> decoder."""
+"""The language model, embedding -> stack of cells -> decoder, and how a configuration becomes one."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, List, Optional, Tuple
 
 import mxnet as mx
-import numpy as np
 from mxnet.gluon import HybridBlock
 
 from noisin.cells import CellStack, make_cells
 from noisin.config import Config
-from noisin.graphs import Tensor, block_parameters, traced_for
+from noisin.graphs import BFLOAT16, Tensor, block_parameters, traced_for
 from noisin.methods import METHODS, make_noise
 from noisin.noise import Noise
 from noisin.regularisers import active_mask, check_rate, draw_mask, noises
+from noisin.system.errors import UserError
+from noisin.system.files import MEMORY
 
-# MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+# Numbers in one array of MXNet, as it is built for PyPI.
+LARGEST_ARRAY = 2**31 - 1
 
 
 class LanguageModel(HybridBlock):
@@ -231,3 +233,57 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
         tied=config.decoder == "tied",
         prefix="model_",
     )
+
+
+def initial_model(
+    config: Config, vocabulary_size: int, device: mx.Context, predictions: Optional[int] = None
+) -> LanguageModel:
+    """The model of `config` with its parameters initialised from the seed.
+
+    Parameters
+    ----------
+    config : Config
+    vocabulary_size : int
+    device : mxnet.Context
+    predictions : int, optional
+        How many words it will predict at once; by default as many as in training or in evaluation.
+
+    Raises
+    ------
+    UserError
+        If this machine's memory cannot hold it.
+    """
+    mx.random.seed(stream(config.seed, 0))
+    model = make_model(config, vocabulary_size)
+    if predictions is None:
+        predictions = max(config.unroll * config.batch_size * config.samples, evaluated_at_once(config))
+    _check_memory(model, predictions * vocabulary_size)
+    model.initialize(ctx=device)
+    return model
+
+
+def evaluated_at_once(config: Config) -> int:
+    """Words that evaluation predicts at once."""
+    return config.unroll * config.eval_batch_size * (config.eval_samples if config.acts("eval_samples") else 1)
+
+
+def _check_memory(model: LanguageModel, predictions: int) -> None:
+    """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
+    sizes = [math.prod(parameter.shape) for parameter in model.collect_params().values()]
+    least = 4 * (2 * sum(sizes) + predictions)  # each weight has a gradient
+    if least > MEMORY:
+        raise UserError(
+            f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
+            "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
+        )
+    largest = max(predictions, *sizes)
+    if largest > LARGEST_ARRAY:
+        raise UserError(
+            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
+            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
+        )
+
+
+def stream(seed: int, epoch: int) -> int:
+    """A seed of its own for each epoch of each run; 0 is for the initial weights and the test."""
+    return (seed * 1_000_003 + epoch * 7_919) % (2**31)

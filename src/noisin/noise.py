@@ -20,7 +20,7 @@ from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
 from noisin.graphs import Tensor, block_parameters, purpose, training_gate
-from noisin.normals import normal_like
+from noisin.native.normals import normal_like
 
 FAMILIES: Dict[str, Type[NoiseFamily]] = {}
 MODES = ("additive", "multiplicative")

@@ -11,6 +11,7 @@ from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
 from noisin.model import LanguageModel
+from noisin.native.crossentropy import cross_entropy
 
 
 class AveragedLikelihood(HybridBlock):
@@ -84,6 +85,51 @@ class AveragedLikelihood(HybridBlock):
             loss, _, states = self(inputs, targets, states)
         loss.backward()
         return float(loss.sum().asscalar()), states
+
+
+class FusedLikelihood(AveragedLikelihood):
+    r"""`AveragedLikelihood` of a model on a CPU, with a faster `backward`.
+
+    With p the softmax of the logits and S trajectories, what goes back into the network is
+
+    .. math:: \frac{\partial (-L)}{\partial logit_{tsj}} = \frac{1}{S} (p_{tsj} - [j = x_t])
+
+    Parameters
+    ----------
+    model, length, samples, dtype
+        As of `AveragedLikelihood`. With bfloat16 the decoder's bias is added in float32.
+    """
+
+    def __init__(
+        self, model: LanguageModel, length: int, samples: int = 1, dtype: str = "float32", **kwargs: Any
+    ) -> None:
+        super().__init__(model, length, samples, dtype, **kwargs)
+        self._products = _DecoderProducts(model, length, dtype)
+
+    def backward(
+        self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray, states: List[mx.nd.NDArray]
+    ) -> Tuple[float, List[mx.nd.NDArray]]:
+        inputs, targets = (mx.nd.tile(ids, reps=(1, self._samples)) for ids in (inputs, targets))
+        with autograd.record():
+            product, bias, states = self._products(inputs, states)
+        log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), 1 / self._samples)
+        autograd.backward([product, bias], [product, bias_gradient])
+        return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
+
+
+class _DecoderProducts(HybridBlock):
+    """(inputs, states) -> (the logits before the bias is added, (T * S * B, V) in `dtype`; the bias; next states)."""
+
+    def __init__(self, model: LanguageModel, length: int, dtype: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self._length = length
+        self._dtype = dtype
+
+    def hybrid_forward(self, F: Any, inputs: Any, states: List[Any]) -> Tuple[Any, Any, List[Any]]:
+        (hidden, weight, bias), states = self.model.decoder_operands(self._length, inputs, states, self._dtype)
+        size = self.model.vocabulary_size
+        return F.FullyConnected(hidden, weight, no_bias=True, num_hidden=size), F.identity(bias), states
 
 
 def bound(log_p: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Adam and SGD whose updates on a CPU are compiled code: bit for bit MXNet's, which take several times as long."""
+"""Adam, SGD and the clipping trainer.
+
+On a CPU the updates are compiled code: bit for bit MXNet's, which take several times as long.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any, Dict, Type
 
 import mxnet as mx
 import numpy as np
+from mxnet import gluon
 
-from noisin.compiled import ARRAY, NUMBER, Operator, function
+from noisin.native.compiled import ARRAY, NUMBER, Operator, function
 
 
 class Adam(mx.optimizer.Adam):
@@ -68,6 +72,51 @@ class SGD(mx.optimizer.SGD):
 
 
 OPTIMIZERS: Dict[str, Type[mx.optimizer.Optimizer]] = {"adam": Adam, "sgd": SGD}
+
+
+class Diverged(Exception):
+    """The loss or its gradient stopped being a finite, sensible number."""
+
+
+class ClippingTrainer(gluon.Trainer):
+    r"""A Gluon trainer that clips the gradient's global norm, and refuses one that is not finite.
+
+    .. math:: g \leftarrow g \min(1, c / \|g\|)
+
+    The factor goes into the optimizer's own rescaling, which costs nothing, where `gluon.utils.clip_global_norm` passes
+    over all gradients once more. The norm is read before the update, so that weights stay finite.
+
+    Parameters
+    ----------
+    params
+        As in `gluon.Trainer`.
+    optimizer : mxnet.optimizer.Optimizer
+    clip : float
+        c, the largest norm of the gradient after its division by the batch size (paper: 5).
+
+    Raises
+    ------
+    Diverged
+        By `step`, if the norm is not finite; the weights are then what they were before.
+    """
+
+    def __init__(self, params: Any, optimizer: mx.optimizer.Optimizer, clip: float) -> None:
+        super().__init__(params, optimizer, kvstore=None)
+        self._clip = clip
+
+    def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
+        norm = self._global_norm() / batch_size
+        if not norm < math.inf:  # also catches NaN
+            raise Diverged(f"the gradient's norm is {norm}")
+        super().step(batch_size * max(1.0, norm / self._clip), ignore_stale_grad)
+
+    def _global_norm(self) -> float:
+        flat = [p.list_grad()[0].reshape(-1) for p in self._params if p.grad_req != "null"]
+        squares = mx.nd.concat(*[mx.nd.dot(gradient, gradient) for gradient in flat], dim=0)
+        norm = math.sqrt(sum(map(float, squares.asnumpy())))  # one look at the device, whatever the parameters
+        if norm == math.inf:  # float32 cannot hold the squares; perhaps float64 can
+            norm = math.hypot(*(np.linalg.norm(gradient.asnumpy().astype(np.float64)) for gradient in flat))
+        return norm
 
 
 def _in_memory(optimizer: mx.optimizer.Optimizer, *arrays: mx.nd.NDArray) -> bool:

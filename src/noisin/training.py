@@ -1,42 +1,84 @@
-"""One training run: truncated backpropagation through time, schedule, early stopping, and the record at its end."""
+"""The training step, and the loop of a run: truncated backpropagation through time, schedule and early stopping."""
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
-import subprocess
 import time
-from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import gluonnlp
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 import noisin
-from noisin.checkpoint import Progress, RunDirectory
 from noisin.config import Config, recorded_config
-from noisin.data import Corpus, number_of_training_batches, training_batches
-from noisin.device import check_dtype, device_name
-from noisin.errors import UserError
-from noisin.evaluation import Evaluator
-from noisin.events import Events
-from noisin.files import MEMORY
-from noisin.model import LanguageModel, make_model
-from noisin.objective import perplexity
-from noisin.record import finite_or_null, read_record, seal, write_record
-from noisin.step import Diverged, TrainingStep
-from noisin.system.threads import threads
+from noisin.data.batches import number_of_training_batches, training_batches
+from noisin.data.corpus import Corpus
+from noisin.evaluation import make_evaluator
+from noisin.model import LanguageModel, initial_model, stream
+from noisin.objective import AveragedLikelihood, FusedLikelihood, perplexity
+from noisin.optimizers import OPTIMIZERS, ClippingTrainer, Diverged
+from noisin.runs.directory import Progress, RunDirectory
+from noisin.runs.events import Events
+from noisin.runs.record import finite_or_null, make_record, read_record, write_record
+from noisin.system.device import check_dtype
+from noisin.system.errors import UserError
+from noisin.system.provenance import git_revision, now
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
 # start, for some tens of batches in which the hidden state grows without bound, and come back; so they do in PyTorch.
 EXPLOSION = 3.0
 LONGEST_EXPLOSION = 100
 
-# Numbers in one array of MXNet, as it is built for PyPI.
-LARGEST_ARRAY = 2**31 - 1
+
+class TrainingStep:
+    """Train a model on one segment after the other, carrying its states on (truncated backpropagation through time).
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Initialised on `device`.
+    config : Config
+        Its optimizer, learning rate, weight decay, clip, batch size, unroll, samples and dtype.
+    device : mxnet.Context
+    """
+
+    def __init__(self, model: LanguageModel, config: Config, device: mx.Context) -> None:
+        self._model, self._device, self._batch_size = model, device, config.batch_size
+        kind = FusedLikelihood if device.device_type == "cpu" else AveragedLikelihood
+        self._objective = kind(model, config.unroll, config.samples, config.dtype)
+        self._objective.hybridize(static_alloc=True, static_shape=True)
+        optimizer = OPTIMIZERS[config.optimizer](learning_rate=config.learning_rate, wd=config.weight_decay)
+        self.trainer = ClippingTrainer(model.collect_params(), optimizer, config.clip)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from zero states: the next segment is the first of the text."""
+        self._states: List[Any] = self._objective.begin_state(self._batch_size, self._device)
+
+    def __call__(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Update the weights once.
+
+        Parameters
+        ----------
+        inputs, targets : array (T, B)
+            Token ids.
+
+        Returns
+        -------
+        float
+            The loss before the update, summed over all words.
+
+        Raises
+        ------
+        Diverged
+            If the gradient is not finite; the weights are then left as they were.
+        """
+        states = self._model.begin_sequence(self._states)
+        inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))
+        loss, self._states = self._objective.backward(inputs, targets, states)
+        self.trainer.step(self._batch_size)
+        return loss
 
 
 def train(
@@ -113,11 +155,11 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.corpus, self.device = config, directory, corpus, device
         self.report, self.show_bar, self.events = report, progress, events
-        self.revision = _git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
+        self.revision = git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.step = TrainingStep(self.model, config, device)
         self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
-        self.progress = directory.recover(report) or Progress(started=_now())
+        self.progress = directory.recover(report) or Progress(started=now())
         if self.progress.epochs and self.progress.status == "running":
             directory.restore(self.model, self.step.trainer, self.progress)
             report(f"going on after epoch {len(self.progress.epochs)}")
@@ -137,7 +179,7 @@ class _Run:
         if self.revision and self.revision not in self.progress.revisions:
             self.progress.revisions.append(self.revision)
         # MXNet cannot save its random state: each epoch starts from a state of its own, so that a resumed run is exact.
-        mx.random.seed(_stream(self.config.seed, epoch))
+        mx.random.seed(stream(self.config.seed, epoch))
         self.step.trainer.set_learning_rate(learning_rate(self.config, epoch))
         start = time.perf_counter()
         try:
@@ -235,69 +277,12 @@ class _Run:
         test_ppl = None
         if self.progress.best_epoch is not None:
             self.directory.load_best_weights(self.model)
-            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=_stream(self.config.seed, 0)))
+            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=stream(self.config.seed, 0)))
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
         write_record(self.directory.record_path, record)
         self.directory.drop_checkpoints(self.progress.best_epoch)
         self.report(_summary_line(record))
         return record
-
-
-def initial_model(
-    config: Config, vocabulary_size: int, device: mx.Context, predictions: Optional[int] = None
-) -> LanguageModel:
-    """The model of `config` with its parameters initialised from the seed.
-
-    Parameters
-    ----------
-    config : Config
-    vocabulary_size : int
-    device : mxnet.Context
-    predictions : int, optional
-        How many words it will predict at once; by default as many as in training or in evaluation.
-
-    Raises
-    ------
-    UserError
-        If this machine's memory cannot hold it.
-    """
-    mx.random.seed(_stream(config.seed, 0))
-    model = make_model(config, vocabulary_size)
-    if predictions is None:
-        predictions = max(config.unroll * config.batch_size * config.samples, evaluated_at_once(config))
-    _check_memory(model, predictions * vocabulary_size)
-    model.initialize(ctx=device)
-    return model
-
-
-def evaluated_at_once(config: Config) -> int:
-    """Words that evaluation predicts at once."""
-    return config.unroll * config.eval_batch_size * (config.eval_samples if config.acts("eval_samples") else 1)
-
-
-def _check_memory(model: LanguageModel, predictions: int) -> None:
-    """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
-    weights = sum(math.prod(parameter.shape) for parameter in model.collect_params().values())
-    least = 4 * (2 * weights + predictions)  # each weight has a gradient
-    if least > MEMORY:
-        raise UserError(
-            f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
-            "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
-        )
-    largest = max(predictions, *(math.prod(parameter.shape) for parameter in model.collect_params().values()))
-    if largest > LARGEST_ARRAY:
-        raise UserError(
-            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
-            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
-        )
-
-
-def make_evaluator(
-    model: LanguageModel, config: Config, corpus: Corpus, device: mx.Context, progress: bool = False
-) -> Evaluator:
-    """The evaluator that `config` describes."""
-    eos = corpus.vocabulary["<eos>"]
-    return Evaluator(model, eos, config.eval_batch_size, config.unroll, config.eval_samples, device, progress)
 
 
 def learning_rate(config: Config, epoch: int) -> float:
@@ -309,11 +294,6 @@ def spreads(model: LanguageModel) -> Dict[str, Any]:
     """The spreads as they stand: `gamma` of each layer, bottom first, and `input_gamma` where the input has noise."""
     gamma = [noise.gamma for noise in model.noises]
     return {"gamma": gamma} if model.input_noise is None else {"gamma": gamma, "input_gamma": model.input_noise.gamma}
-
-
-def _stream(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch of each run; 0 is for the initial weights and the test."""
-    return (seed * 1_000_003 + epoch * 7_919) % (2**31)
 
 
 def _epoch_line(entry: Dict[str, Any], improved: bool) -> str:
@@ -340,79 +320,3 @@ def _summary_line(record: Dict[str, Any]) -> str:
 
 def _shown(perplexity: Optional[float]) -> str:
     return "not finite" if perplexity is None else f"{perplexity:.2f}"
-
-
-def make_record(
-    config: Config,
-    progress: Progress,
-    model: LanguageModel,
-    test_ppl: Optional[Dict[str, Any]],
-    corpus: Corpus,
-    device: mx.Context,
-) -> Dict[str, Any]:
-    """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
-    best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
-    parameters = model.collect_params().values()
-    content = {
-        "corpus": corpus.name,
-        "cell": config.cell,
-        "activation": config.activation,
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "method": config.method,
-        "noise": config.noise if model.noises else None,
-        "gamma": best["gamma"] if best else [],
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
-        "epochs": progress.epochs,
-        "best_epoch": progress.best_epoch,
-        "valid_ppl": progress.best_valid_ppl,
-        "test_ppl": test_ppl,
-        "status": progress.status,
-        "reason": progress.reason,
-        "config": config.to_dict(),
-        "corpus_sha256": corpus.digest,
-        "floor_ppl": corpus.floor,
-        "git": ", ".join(progress.revisions) or None,
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
-            "noisin": noisin.__version__,
-        },
-        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": device_name(device)},
-        "started": progress.started,
-        "finished": _now(),
-    }
-    return seal(content)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _git_revision() -> Optional[str]:
-    """The commit of this package, with '+' where its tracked files differ from it; None outside a checkout of it."""
-    try:
-        # Installed below another project's checkout, it is that project whose commit git would say.
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the folder of this package; raises SubprocessError where it fails."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-
-def cpu_name() -> str:
-    """The processor's model, for records."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # only Linux has that file
-    return platform.processor() or platform.machine()

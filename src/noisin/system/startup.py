@@ -32,7 +32,7 @@ def check_cluster_role() -> None:
 
 def compiled_part(name: str) -> str:
     """Path of the library made of a C file of this package; raises ImportError where it was not installed."""
-    spec = util.find_spec(f"noisin.{name}")
+    spec = util.find_spec(f"noisin.native.{name}")
     if spec is None or spec.origin is None:
         raise ImportError(
             f"noisin's compiled part {name} is missing: install the package (make venv, or pip install .)"

@@ -15,7 +15,7 @@ ARRAY, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
 def function(part: str, name: str, arguments: Sequence[Any] = (ARRAY, ARRAY)) -> Any:
-    """The function `name` of the library made of `part`.c; ctypes gives up Python's lock while it runs.
+    """The function `name` of the library `part`; ctypes gives up Python's lock while it runs.
 
     Parameters
     ----------

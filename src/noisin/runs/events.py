@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from noisin.errors import UserError
+from noisin.system.errors import UserError
 
 
 class Events:

@@ -8,9 +8,9 @@ from typing import Any, List
 import mxnet as mx
 import numpy as np
 
-from noisin import compiled
-from noisin.compiled import ARRAY, NUMBER
 from noisin.graphs import Tensor, purpose
+from noisin.native import compiled
+from noisin.native.compiled import ARRAY, NUMBER
 
 
 def normal_like(F: Any, like: Tensor) -> Tensor:

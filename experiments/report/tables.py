@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import pandas as pd
 
 from experiments.catalogue import Case, Experiment
-from experiments.claims import CLAIMS, Evidence, Judgement, counted, plain
-from experiments.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
+from experiments.report.claims import CLAIMS, Evidence, Judgement, counted, plain
+from experiments.report.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
 from noisin.config import Config
 from noisin.methods import METHODS
 
@@ -80,7 +80,8 @@ def cells(line: Line) -> Dict[str, str]:
     run = line.run
     if line.rivals and line.config is not None:
         shown["chosen"] = "-" if run is None else _choice(line)
-        shown.update((name, show(line.config)) for name, show in METHODS[line.method].columns.items())
+        described = {name: show(line.config) for name, show in METHODS[line.method].columns.items()}
+        shown.update((name, value) for name, value in described.items() if value)
         if line.config.acts("gamma") and not line.config.acts("lower_bound"):
             shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
     beside = "-" if published is None else number(published)
@@ -152,15 +153,6 @@ def summary_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
         for case, reached in summary(experiment, runs)
     ]
     return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table, columns aligned for reading as text too."""
-    rows = [list(map(str, table.columns)), *(list(map(str, row)) for row in table.itertuples(index=False))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([text[0], rule, *text[1:]])
 
 
 def exact(found: Sequence[Line]) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from tqdm import tqdm
 
-from experiments.engines import Engine
+from experiments.grid.engines import Engine
 from experiments.records import file_record, find_record, load_records
 from noisin.config import Config
-from noisin.errors import UserError
-from noisin.files import write_json
-from noisin.process import Job
+from noisin.system.errors import UserError
+from noisin.system.files import write_json
+from noisin.system.process import Job
 
 
 class RunsFailed(Exception):
@@ -53,11 +53,11 @@ def run_grid(
     runs, results : Path
         Folder of the run directories; folder of the records.
     engine : Engine
-        What runs them, of `experiments.engines`.
+        What runs them, of `experiments.grid.engines`.
     threads : int, default 1
         Of each run.
     device : str, default 'auto'
-        As in `noisin.device.find_device`.
+        As in `noisin.system.device.find_device`.
     elsewhere : sequence of Path
         Further folders of records: a run that has one there is not run again.
 

@@ -13,26 +13,26 @@ import pandas as pd
 
 from benchmarks import report as speed
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
-from experiments.claims import judge
-from experiments.page import Overview, Picture, Section, Speed, page
 from experiments.records import RESULTS, floor_of, with_defaults
-from experiments.runs import ESTIMATORS, Run, in_case, load_runs, number, runs_of, runs_of_case
-from experiments.tables import (
+from experiments.report.claims import judge
+from experiments.report.page import Overview, Picture, Section, Speed, page
+from experiments.report.runs import ESTIMATORS, Run, in_case, load_runs, number, runs_of, runs_of_case
+from experiments.report.tables import (
     Line,
     claims_frame,
     exact,
     frame,
     latex,
     lines,
-    markdown,
     markdown_safe,
     summary,
     summary_frame,
 )
 from noisin import figures
-from noisin.errors import UserError
-from noisin.files import write_file
 from noisin.methods import METHODS
+from noisin.system.errors import UserError
+from noisin.system.files import write_file
+from noisin.tables import markdown
 
 FOLDER = Path("report")
 MEASUREMENTS = speed.HERE / "results.json"

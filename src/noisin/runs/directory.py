@@ -31,11 +31,11 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Block, Trainer
 
-from noisin.arrays import parse_arrays
 from noisin.config import Config, recorded_config
-from noisin.data import END, UNKNOWN
-from noisin.errors import UserError, quoted
-from noisin.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
+from noisin.data.encoding import END, UNKNOWN
+from noisin.runs.weights import parse_arrays
+from noisin.system.errors import UserError, quoted
+from noisin.system.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
 WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.params")  # names of the files of weights
 STATUSES = ("running", "finished", "early-stopped", "diverged")

@@ -10,14 +10,71 @@ import datetime
 import hashlib
 import json
 import math
+import platform
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
+import gluonnlp
+import mxnet as mx
+import numpy as np
+
+import noisin
 from noisin.config import Config, recorded_config
-from noisin.errors import UserError
-from noisin.files import read_json, write_json
-from noisin.published import NAMES
+from noisin.data.corpus import Corpus
+from noisin.data.published import NAMES
+from noisin.model import LanguageModel
+from noisin.runs.directory import Progress
+from noisin.system.device import device_name
+from noisin.system.errors import UserError
+from noisin.system.files import read_json, write_json
+from noisin.system.provenance import cpu_name, now
+from noisin.system.threads import threads
+
+
+def make_record(
+    config: Config,
+    progress: Progress,
+    model: LanguageModel,
+    test_ppl: Optional[Dict[str, Any]],
+    corpus: Corpus,
+    device: mx.Context,
+) -> Dict[str, Any]:
+    """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
+    best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
+    parameters = model.collect_params().values()
+    content = {
+        "corpus": corpus.name,
+        "cell": config.cell,
+        "activation": config.activation,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "method": config.method,
+        "noise": config.noise if model.noises else None,
+        "gamma": best["gamma"] if best else [],
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "valid_ppl": progress.best_valid_ppl,
+        "test_ppl": test_ppl,
+        "status": progress.status,
+        "reason": progress.reason,
+        "config": config.to_dict(),
+        "corpus_sha256": corpus.digest,
+        "floor_ppl": corpus.floor,
+        "git": ", ".join(progress.revisions) or None,
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in (mx, gluonnlp, np)},
+            "noisin": noisin.__version__,
+        },
+        "hardware": {"cpu": cpu_name(), "threads": threads(), "device": device_name(device)},
+        "started": progress.started,
+        "finished": now(),
+    }
+    return seal(content)
 
 
 def seal(record: Mapping[str, Any]) -> Dict[str, Any]:

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_vector.h"
+#include "vector.h"
 
 /* exp(x) for x <= 0, to a relative error of 2e-7: 2^n times a polynomial, n the nearest whole number to x / log 2. */
 static inline float exponential(float x) {

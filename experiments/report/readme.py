@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Sequence, Tuple
 
@@ -9,16 +10,17 @@ import pandas as pd
 
 from benchmarks import report
 from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
-from experiments.claims import judge, margin_of, seed_deviations
 from experiments.records import RESULTS, draw
-from experiments.report import draw_against_paper
-from experiments.runs import Run, choose, in_case, load_runs, number, runs_of
-from experiments.tables import NOT_RUN, frame, lines, markdown, markdown_safe, summary_frame, verdicts_frame
-from noisin.errors import UserError
-from noisin.files import write_file
+from experiments.report.build import draw_against_paper
+from experiments.report.claims import judge, margin_of, seed_deviations
+from experiments.report.runs import Run, choose, in_case, load_runs, number, runs_of
+from experiments.report.tables import NOT_RUN, frame, lines, markdown_safe, summary_frame, verdicts_frame
 from noisin.methods import METHODS
+from noisin.system.errors import UserError
+from noisin.system.files import write_file
+from noisin.tables import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def glance_section() -> str:
@@ -100,7 +102,7 @@ def speed_section() -> str:
     hardware, versions = results["hardware"], results["versions"]
     where = f"{hardware.get('cpu')}, {hardware.get('threads')} threads; "
     where += f"MXNet {versions.get('mxnet')}, PyTorch {versions.get('torch')}."
-    parts = [where, *report.sections(results, markdown)]
+    parts = [where, *report.sections(results)]
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"
         parts.append(f"From the start of the process to the first training step, corpus cached: {seconds}.")
@@ -147,4 +149,4 @@ def update_pages() -> None:
     for name, (path, section) in SECTIONS.items():
         before, _, after = split_page(name)
         text = f"{before}\n\n{section()}\n\n{after}"
-        write_file(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_file(path, partial(Path.write_text, data=text, encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from benchmarks.report import TITLES, relative_rates
 from experiments.catalogue import FIGURE2, IDENTITY, TABLE2, TABLE3, ZAREMBA, Case, Experiment
-from experiments.runs import (
+from experiments.report.runs import (
     ESTIMATORS,
     Mention,
     Run,

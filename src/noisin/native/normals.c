@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_vector.h"
+#include "vector.h"
 
 #define LANES 64 /* counters in a block; each gives four normals */
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
-from noisin.errors import UserError
-from noisin.files import hold_folder, read_regular, write_bytes
+from noisin.system.errors import UserError
+from noisin.system.files import hold_folder, read_regular, write_bytes
 
 SPLITS = ("train", "valid", "test")
 DOWNLOADS = Path("data")  # under the current directory

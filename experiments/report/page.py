@@ -11,9 +11,9 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 import pandas as pd
 
 from experiments.catalogue import Case, Experiment
-from experiments.claims import APART, CLAIMS, Evidence, Judgement
-from experiments.runs import Mention, Run
-from experiments.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
+from experiments.report.claims import APART, CLAIMS, Evidence, Judgement
+from experiments.report.runs import Mention, Run
+from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.methods import METHODS
 
 STYLE = Path(__file__).resolve().parent / "page.css"

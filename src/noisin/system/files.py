@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Tuple, Union
 
-from noisin.errors import UserError, printable
+from noisin.system.errors import UserError, printable
 
 # Bytes.
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -15,8 +15,8 @@ import warnings
 from functools import partial
 from typing import Any, Callable, Dict, Generator, Iterator, Mapping, Optional, Set, Tuple
 
-from noisin.errors import UserError
-from noisin.process import Job, run, run_on_worker
+from noisin.system.errors import UserError
+from noisin.system.process import Job, run, run_on_worker
 
 Record = Dict[str, Any]
 Relay = Callable[[str, str], None]

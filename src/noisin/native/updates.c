@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "_vector.h"
+#include "vector.h"
 
 #define PIECE 65536 /* numbers that one thread updates at a time */
 

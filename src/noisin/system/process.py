@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from noisin.errors import UserError
-from noisin.files import read_json
+from noisin.system.errors import UserError
+from noisin.system.files import read_json
 
 # Set for a process that `run` starts: the process that it must not outlive.
 PARENT = "NOISIN_PARENT"
@@ -36,7 +36,7 @@ class Job:
     folder : str
         Where to work: relative paths, as that of a corpus, start here.
     device : str
-        As in `noisin.device.find_device`, of the machine that gets the job.
+        As in `noisin.system.device.find_device`, of the machine that gets the job.
     environment : mapping
         Variables to set, OMP_NUM_THREADS above all.
     """

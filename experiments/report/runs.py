@@ -13,10 +13,10 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 from experiments.catalogue import Case, Experiment
 from experiments.records import RESULTS
 from noisin.config import Config, recorded_config
-from noisin.errors import UserError
 from noisin.methods import METHODS
 from noisin.objective import approximate_limit
-from noisin.record import read_record
+from noisin.runs.record import read_record
+from noisin.system.errors import UserError
 
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")

@@ -1,4 +1,4 @@
-"""The averaged likelihood on a CPU, with softmax, cross-entropy and their gradient in one pass.
+"""Softmax, cross-entropy and their gradient in one pass, on a CPU.
 
 The logits are the largest array of a training step, and MXNet's operators pass over them again and again: forward and
 backward through softmax, choice of the target and bias, and through two conversions with bfloat16.
@@ -7,62 +7,14 @@ backward through softmax, choice of the target and bias, and through two convers
 from __future__ import annotations
 
 import ctypes
-from typing import Any, List, Tuple
+from typing import Tuple
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd
-from mxnet.gluon import HybridBlock
 
-from noisin.compiled import ARRAY, NUMBER, Operator, function
-from noisin.model import BFLOAT16, LanguageModel
-from noisin.objective import AveragedLikelihood
+from noisin.graphs import BFLOAT16
+from noisin.native.compiled import ARRAY, NUMBER, Operator, function
 from noisin.system.threads import threads
-
-
-class FusedLikelihood(AveragedLikelihood):
-    r"""`AveragedLikelihood` of a model on a CPU, with a faster `backward`.
-
-    With p the softmax of the logits and S trajectories, what goes back into the network is
-
-    .. math:: \frac{\partial (-L)}{\partial logit_{tsj}} = \frac{1}{S} (p_{tsj} - [j = x_t])
-
-    Parameters
-    ----------
-    model, length, samples, dtype
-        As of `AveragedLikelihood`. With bfloat16 the decoder's bias is added in float32.
-    """
-
-    def __init__(
-        self, model: LanguageModel, length: int, samples: int = 1, dtype: str = "float32", **kwargs: Any
-    ) -> None:
-        super().__init__(model, length, samples, dtype, **kwargs)
-        self._products = _DecoderProducts(model, length, dtype)
-
-    def backward(
-        self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray, states: List[mx.nd.NDArray]
-    ) -> Tuple[float, List[mx.nd.NDArray]]:
-        inputs, targets = (mx.nd.tile(ids, reps=(1, self._samples)) for ids in (inputs, targets))
-        with autograd.record():
-            product, bias, states = self._products(inputs, states)
-        log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), 1 / self._samples)
-        autograd.backward([product, bias], [product, bias_gradient])
-        return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
-
-
-class _DecoderProducts(HybridBlock):
-    """(inputs, states) -> (the logits before the bias is added, (T * S * B, V) in `dtype`; the bias; next states)."""
-
-    def __init__(self, model: LanguageModel, length: int, dtype: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.model = model
-        self._length = length
-        self._dtype = dtype
-
-    def hybrid_forward(self, F: Any, inputs: Any, states: List[Any]) -> Tuple[Any, Any, List[Any]]:
-        (hidden, weight, bias), states = self.model.decoder_operands(self._length, inputs, states, self._dtype)
-        size = self.model.vocabulary_size
-        return F.FullyConnected(hidden, weight, no_bias=True, num_hidden=size), F.identity(bias), states
 
 
 def cross_entropy(

@@ -9,9 +9,9 @@ from typing import Any, Dict
 
 import pandas as pd
 
-from noisin.checkpoint import RunDirectory
-from noisin.errors import UserError, printable
-from noisin.record import read_record
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import read_record
+from noisin.system.errors import UserError, printable
 
 
 def runs_table(folder: Path) -> pd.DataFrame:

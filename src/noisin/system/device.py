@@ -8,7 +8,7 @@ from typing import Set
 
 import mxnet as mx
 
-from noisin.errors import UserError
+from noisin.system.errors import UserError
 
 # What oneDNN, by which MXNet multiplies matrices on a CPU, asks of a processor for bfloat16; to be faster than float32
 # it takes AVX512_BF16 or AMX besides.

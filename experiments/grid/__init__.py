@@ -1,0 +1,1 @@
+"""Running what has no record yet: the grid runner, and its engines, threads or Dask."""

@@ -1,0 +1,1 @@
+"""Corpora: published, synthetic or a user's own; encoded, cached, described and cut into batches."""

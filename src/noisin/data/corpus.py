@@ -1,0 +1,137 @@
+"""Corpora by name or path: their vocabularies and token ids. See DESIGN section 6."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, Mapping, Optional, Sequence
+
+import gluonnlp
+import numpy as np
+
+from noisin.data import synthetic
+from noisin.data.cache import encoded, file_checksums
+from noisin.data.encoding import ordered_vocabulary
+from noisin.data.published import NAMES, PUBLISHED, SPLITS, find_files
+from noisin.system.errors import UserError
+
+OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text in three splits, as token ids.
+
+    Parameters
+    ----------
+    name : str
+        ``ptb``, ``wikitext-2``, ``synthetic``, or the name of the user's own file or folder.
+    vocabulary : gluonnlp.Vocab
+        Types in the order of their frequency after ``<unk>`` (id 0) and ``<eos>`` (id 1); no padding.
+    train, valid, test : np.ndarray, shape (N,), int32
+        Token ids with ``<eos>`` after every line, empty ones too.
+    digest : str
+        sha256 over the contents of the files, the same wherever they lie.
+    entropy_rate : float, optional
+        Nats a token, where the source is known (the synthetic corpus).
+    """
+
+    name: str
+    vocabulary: gluonnlp.Vocab
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    digest: str
+    entropy_rate: Optional[float] = None
+
+    @property
+    def floor(self) -> Optional[float]:
+        """The perplexity no model can beat but for sampling error, exp(entropy_rate); None for an unknown source."""
+        return None if self.entropy_rate is None else math.exp(self.entropy_rate)
+
+
+def load_corpus(
+    name: str, data_dir: Optional[str] = None, download: bool = True, max_vocabulary: Optional[int] = None
+) -> Corpus:
+    """Find, check and encode a corpus (DESIGN section 6).
+
+    Parameters
+    ----------
+    name : str
+        ``ptb``, ``wikitext-2``, ``synthetic``, or a path to one's own text: a folder that holds train.txt, valid.txt
+        and test.txt, or one UTF-8 file, whose lines are split 80/10/10 in their order. Words are what white space
+        separates. Write ``./ptb`` for a folder of one's own of that name.
+    data_dir : str, optional
+        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first; by default the environment variable
+        NOISIN_DATA. Then comes ``data/`` under the current directory.
+    download : bool, default True
+        Whether files found nowhere are downloaded into ``data/``.
+    max_vocabulary : int, optional
+        Types of one's own text, ``<unk>`` and ``<eos>`` included: the most frequent of the training split, 10,000 by
+        default; all other words become ``<unk>``. The named corpora keep their published vocabularies.
+
+    Returns
+    -------
+    Corpus
+
+    Raises
+    ------
+    UserError
+        If a file is missing, damaged, unreadable, not UTF-8 or without words, or no download works; one line that
+        names the file, what was expected and what to do.
+    """
+    if max_vocabulary is not None:
+        if name in NAMES:
+            raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
+        if max_vocabulary < 3:
+            raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
+    if not name:
+        raise UserError(
+            "the name of the corpus is empty; give ptb, wikitext-2, synthetic, or the path of one's own text"
+        )
+    if name == "synthetic":
+        return _synthetic_corpus()
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        files = find_files(published, data_dir, download)
+        return _load(name, files, [published.sha256[split] for split in SPLITS], None)
+    path = Path(os.path.expanduser(name))
+    files = _own_files(path)
+    checksums = file_checksums(files)
+    label = path.resolve().name
+    if label in (*PUBLISHED, "synthetic"):
+        label = f"own-{label}"  # no table may take it for the published one
+    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
+
+
+def _synthetic_corpus() -> Corpus:
+    source, splits = synthetic.source(), synthetic.splits()
+    digest = _digest([f"synthetic {synthetic.VERSION}"] + [splits[split].tobytes().hex() for split in SPLITS])
+    # The ids are the states of the source, so that its probabilities can be looked up by them.
+    vocabulary = ordered_vocabulary(source.types)
+    return Corpus("synthetic", vocabulary, digest=digest, entropy_rate=source.entropy_rate, **splits)
+
+
+def _own_files(path: Path) -> Dict[str, Path]:
+    """Return the files of a user's own text: one for each split, or a single one under the key ``text``."""
+    if os.path.isdir(path):
+        return {split: path / f"{split}.txt" for split in SPLITS}
+    if os.path.lexists(path):
+        return {"text": path}
+    raise UserError(
+        f"{path}: no such corpus or file; expected {', '.join(PUBLISHED)}, synthetic, a text file, or a folder with "
+        "train.txt, valid.txt and test.txt"
+    )
+
+
+def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]) -> Corpus:
+    digest = _digest(checksums)
+    types, splits = encoded(digest, files, checksums, max_vocabulary)
+    return Corpus(name, ordered_vocabulary(types), splits["train"], splits["valid"], splits["test"], digest)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""Table 1 of the paper: sizes and vocabularies of corpora."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Sequence
+
+import numpy as np
+
+from noisin.data.corpus import Corpus
+from noisin.data.encoding import UNKNOWN
+from noisin.data.published import PUBLISHED, SPLITS
+from noisin.tables import aligned
+
+
+def statistics(corpus: Corpus) -> Dict[str, Any]:
+    """Compute a corpus's column of Table 1.
+
+    Parameters
+    ----------
+    corpus : Corpus
+
+    Returns
+    -------
+    dict
+        ``corpus`` (its name), ``tokens`` (a dict by split, ``<eos>`` included), ``vocabulary`` (types, ``<unk>`` and
+        ``<eos>`` included), ``unknown_rate`` (the share of ``<unk>`` in the training split's tokens, ``<eos>``
+        included: the definition that gives the paper's 4.8% and 2.6%) and ``floor`` (perplexity, or None).
+    """
+    unknown = corpus.vocabulary[UNKNOWN]
+    return {
+        "corpus": corpus.name,
+        "tokens": {split: len(getattr(corpus, split)) for split in SPLITS},
+        "vocabulary": len(corpus.vocabulary),
+        "unknown_rate": float(np.mean(corpus.train == unknown)),
+        "floor": corpus.floor,
+    }
+
+
+def table1(corpora: Sequence[Corpus]) -> str:
+    """Table 1 of the paper, ours beside the paper's numbers.
+
+    Parameters
+    ----------
+    corpora : sequence of Corpus
+        One column each, and one more with the paper's numbers for each that is in the paper.
+
+    Returns
+    -------
+    str
+        A Markdown table and notes, without a newline at the end.
+    """
+    columns = [["", *(f"tokens, {split}" for split in SPLITS), "vocabulary", "`<unk>` rate"]]
+    notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
+    for corpus in corpora:
+        numbers = statistics(corpus)
+        columns.append(_column(corpus.name, numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"]))
+        known = PUBLISHED.get(corpus.name)
+        if known:
+            columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))
+        if corpus.name == "ptb":
+            notes.append(
+                "ptb: the paper prints one more token in every split than the files hold with `<eos>` at "
+                "each line's end."
+            )
+        if corpus.floor is not None:
+            notes.append(f"{corpus.name}: no model has a perplexity below {corpus.floor:.2f}, but for sampling error.")
+    return "\n".join([aligned(list(zip(*columns)), right=True), "", *notes])
+
+
+def _column(name: str, tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
+    return [name, *(f"{tokens[split]:,}" for split in SPLITS), f"{vocabulary:,}", f"{unknown_rate:.1%}"]
