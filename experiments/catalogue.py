@@ -102,7 +102,8 @@ class Experiment:
 
     def shown_configs(self) -> List[Config]:
         """The runs that belong to the experiment, of seed 1: what `configs` has, and what was run earlier."""
-        return self.configs() + self._configs(self.earlier, (1,), {})
+        found = self.configs() + self._configs(self.earlier, (1,), {})
+        return list({config.digest: config for config in found}.values())
 
     def _configs(
         self,
