@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments.catalogue import Case, Experiment
 from experiments.report.claims import APART, CLAIMS, Evidence, Judgement
-from experiments.report.runs import Mention, Run
+from experiments.report.runs import Mention, Run, network_of
 from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.methods import METHODS
 
@@ -320,9 +320,7 @@ def _run(run: Run) -> str:
     facts = {"record": f"experiments/results/{run.file}"}
     facts.update((name, value) for name, value in run.record.items() if name not in ("epochs", "config"))
     config = run.config
-    network = f"{config.layers}-layer {config.activation or ''} {config.cell.upper()}, {config.hidden} units".replace(
-        "  ", " "
-    )
+    network = f"{network_of(config)}, {config.hidden} units"
     title = f"{METHODS[config.method].title}: {network}, seed {config.seed}, {config.dtype}"
     return f"""<article id="{run.anchor}" tabindex="-1">
 <h3>{escape(title)}</h3>

@@ -13,7 +13,7 @@ from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
 from experiments.records import RESULTS, draw
 from experiments.report.build import draw_against_paper
 from experiments.report.claims import judge, margin_of, seed_deviations
-from experiments.report.runs import Run, choose, in_case, load_runs, number, runs_of
+from experiments.report.runs import Run, choose, in_case, load_runs, network_of, number, runs_of
 from experiments.report.tables import NOT_RUN, frame, lines, markdown_safe, summary_frame, verdicts_frame
 from noisin.methods import METHODS
 from noisin.system.errors import UserError
@@ -29,7 +29,8 @@ def glance_section() -> str:
     for experiment in (TABLE2, TABLE3):
         own = runs_of(experiment, runs)
         for case in experiment.cases:
-            row = {"setting": f"{experiment.short_title}: {case.title}" if case.title else experiment.title}
+            network = next(network_of(config) for config in experiment.configs() if case.covers(config))
+            row = {"setting": f"{experiment.short_title}: {network}"}
             for name in experiment.methods:
                 score, published = choose(in_case(case, own), name), case.paper.get(name)
                 shown = NOT_RUN if score is None else score.mean("limit")

@@ -242,6 +242,12 @@ def name_of(config: Config) -> str:
     return method.title + (f" ({described})" if described else "")
 
 
+def network_of(config: Config) -> str:
+    """The network in words, as '2-layer tanh RNN'."""
+    kinds = [f"{config.layers}-layer", config.activation or "", config.cell.upper()]
+    return " ".join(filter(None, kinds))
+
+
 def scores(runs: Sequence[Run]) -> List[Score]:
     """The runs by variant, each with its seeds in order."""
     variants: Dict[str, List[Run]] = {}
