@@ -302,6 +302,18 @@ def test_clean_is_the_deterministic_model_whatever_mode_it_is_called_in(method):
     assert evaluator.clean(tokens) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("family", ["gaussian", "laplace"])
+def test_clean_draws_no_noise(monkeypatch, family):
+    model, drawn = make_language_model(method="noisin", noise=family, input_gamma=0.3), []
+    sample = type(model.noises[0].family).sample
+    monkeypatch.setattr(type(model.noises[0].family), "sample", lambda *args: drawn.append(1) or sample(*args))
+    evaluator = Evaluator(model, 0, 3, 5, samples=2)
+    evaluator.clean(random_tokens(50))
+    assert not drawn
+    evaluator.all(random_tokens(50))
+    assert drawn
+
+
 def test_a_deterministic_model_has_one_perplexity():
     found = Evaluator(make_language_model(), 0, 3, 5, samples=10).all(random_tokens(50))
     assert found["clean"] == found["bound"] == found["averaged"] == found["averaged_limit"]

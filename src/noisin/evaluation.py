@@ -13,6 +13,7 @@ from tqdm import tqdm
 from noisin.config import Config
 from noisin.data.batches import evaluation_batches
 from noisin.data.corpus import Corpus
+from noisin.graphs import traced_for
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
 
@@ -61,7 +62,7 @@ class Evaluator:
 
     def clean(self, tokens: np.ndarray) -> float:
         """Perplexity with the noise off: exp of the mean of -log p(x_t | h_t)."""
-        with autograd.predict_mode():
+        with autograd.predict_mode(), traced_for("prediction"):  # the graph draws nothing
             return perplexity(self._totals(self._clean, tokens)[0], len(tokens))
 
     def all(self, tokens: np.ndarray, seed: int = 0) -> Dict[str, float]:
