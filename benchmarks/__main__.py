@@ -29,7 +29,7 @@ from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
 
 OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
-# What `import noisin` sets for our own processes.
+# What the command noisin sets for its own process.
 MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
 
