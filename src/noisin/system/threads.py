@@ -11,8 +11,9 @@ from typing import Iterator
 
 # Units of a layer from which a second thread helps.
 SMALL = 128
-# How often a waiting thread looks before it sleeps: enough for the gaps within a step. With GNU's default of 300,000,
-# waiting threads take the cores from other processes and from the thread that they wait for.
+# How often a waiting thread looks before it sleeps. With GNU's default of 300,000, waiting threads take the cores from
+# other processes and from the thread that they wait for. Measured on two cores, RNN of 256 units, 10,000 words: a step
+# takes 2.6 % longer on an idle machine, and 0.28 s instead of 0.76 s beside two busy processes.
 SPINS = "20000"
 
 
