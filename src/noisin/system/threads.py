@@ -14,7 +14,7 @@ from typing import Iterator
 SMALL = 128
 # How often a waiting thread looks before it sleeps. With GNU's default of 300,000, waiting threads take the cores from
 # other processes and from the thread that they wait for. Measured once each way, on two cores, RNN of 256 units, 10,000
-# words: a step takes 0.111 s instead of 0.108 s on an idle machine, and 0.28 s instead of 0.76 s beside two busy processes.
+# words: a step takes 0.111 s instead of 0.108 s on an idle machine, 0.28 s instead of 0.76 s beside two busy processes.
 SPINS = "20000"
 
 
