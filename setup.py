@@ -56,7 +56,7 @@ setup(
         "test": ["pytest>=7", "pytest-timeout>=2.1", "hypothesis>=6.80"],
         "lint": ["ruff>=0.6", "mypy>=1.8"],
         "peers": ["torch>=2.4"],  # only for `make bench`; PyTorch's CPU build is enough
-        "fuzz": ["atheris>=2.3"],  # only for tests/fuzz.py, see SECURITY.md
+        "fuzz": ["atheris>=2.3"],  # only for tests/hostile/fuzz.py, see SECURITY.md
         "tensorboard": ["tensorboardX>=2.6"],
         "notebooks": ["nbclient>=0.8", "ipykernel>=6.20"],
         "cluster": ["distributed>=2023.5", "bokeh>=3.1"],  # runs on machines beyond this one; bokeh: Dask's dashboard

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import (
+from helpers.gradients import assert_close, assert_gradients_match_finite_differences, assert_same, forward_backward
+from helpers.models import (
     CELLS,
     COMPOSED,
     GRAPHS,
@@ -16,17 +17,13 @@ from helpers import (
     RATES,
     Stepped,
     Unrolled,
-    assert_close,
-    assert_gradients_match_finite_differences,
-    assert_same,
-    forward_backward,
     freeze,
     make_language_model,
     make_noise,
     make_stack,
-    numpy_unroll,
     random_states,
 )
+from helpers.reference import numpy_unroll
 from mxnet import autograd, gluon
 
 from noisin.cells import make_cells

@@ -8,17 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import mxnet as mx
 import pytest
+from helpers.processes import ROOT
 
 from noisin.cli import main
 from noisin.config import Config
 from noisin.runs.directory import RunDirectory
 from noisin.system.device import check_dtype, processor_features
-
-ROOT = Path(__file__).resolve().parents[1]
 
 QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
 

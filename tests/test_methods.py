@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 from mxnet.gluon import rnn
 
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
@@ -25,7 +25,7 @@ from noisin.system.errors import UserError
 from noisin.system.files import write_json
 from noisin.training import train
 
-CONTRIBUTING = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SMALL = {"hidden": 4, "layers": 2, "batch_size": 100, "epochs": 1, "eval_samples": 3, "patience": 9}
 
 

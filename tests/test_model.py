@@ -5,18 +5,10 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import (
-    GRAPHS,
-    Predictions,
-    assert_gradients_match_finite_differences,
-    assert_same,
-    forward_backward,
-    freeze,
-    make_language_model,
-    needs_bfloat16,
-    numpy_unroll,
-    random_states,
-)
+from helpers.gradients import assert_gradients_match_finite_differences, assert_same, forward_backward
+from helpers.machine import needs_bfloat16
+from helpers.models import GRAPHS, Predictions, freeze, make_language_model, random_states
+from helpers.reference import numpy_unroll
 from mxnet import autograd
 
 from noisin.config import Config

@@ -11,7 +11,7 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import make_noise
+from helpers.models import make_noise
 from mxnet import autograd
 
 from noisin.graphs import traced_for

@@ -7,7 +7,8 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import GRAPHS, freeze, make_language_model, needs_bfloat16, random_states
+from helpers.machine import needs_bfloat16
+from helpers.models import GRAPHS, freeze, make_language_model, random_states
 from mxnet import autograd
 
 from noisin.evaluation import Evaluator

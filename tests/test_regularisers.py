@@ -7,18 +7,9 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import (
-    RATES,
-    Frozen,
-    Stepped,
-    Unrolled,
-    assert_close,
-    forward_backward,
-    freeze,
-    numpy_unroll,
-    random_states,
-    set_weights,
-)
+from helpers.gradients import assert_close, forward_backward
+from helpers.models import RATES, Frozen, Stepped, Unrolled, freeze, random_states, set_weights
+from helpers.reference import numpy_unroll
 from mxnet import autograd
 from mxnet.gluon import rnn
 

@@ -6,7 +6,8 @@ import sys
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import DTYPES, make_language_model
+from helpers.machine import DTYPES
+from helpers.models import make_language_model
 from mxnet import autograd, gluon
 
 from noisin.config import Config

@@ -15,7 +15,7 @@ import time
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import without_times
+from helpers.records import without_times
 
 from noisin import model as models
 from noisin import training

@@ -12,7 +12,7 @@ from functools import partial
 
 import lives
 import pytest
-from helpers import MULTIPLIES_BFLOAT16
+from helpers.machine import MULTIPLIES_BFLOAT16
 from lives import Life
 
 import noisin

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import ROOT
 
 from noisin.system import mxnet_import
 from noisin.system.mxnet_import import stand_ins
 
-SRC = Path(__file__).resolve().parents[1] / "src"
+SRC = ROOT / "src"
 RENAMED = {name for name, today in mxnet_import._RENAMED.items() if hasattr(np, today)}
 NAMES = sorted({*mxnet_import._VALUES, *mxnet_import._GONE, *RENAMED} - {"bool"})
 # What MXNet and noisin may change in a process, printed where it has changed.

@@ -15,9 +15,9 @@ import time
 import mxnet as mx
 import numpy as np
 import pytest
-from hostile import READERS, STATE, WEIGHTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import READERS, STATE, WEIGHTS
 
 from noisin.cli import main
 from noisin.data.corpus import load_corpus

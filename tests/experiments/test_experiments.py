@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_up_record, needs_matplotlib
+from helpers.machine import needs_matplotlib
+from helpers.processes import ROOT
+from helpers.records import make_up_record
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
@@ -36,7 +37,6 @@ from noisin.system.errors import UserError
 from noisin.system.process import Job, run
 from noisin.tables import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(RESULTS.glob("*/*.json"))
 
 

@@ -18,7 +18,8 @@ from unittest import mock
 
 import mxnet as mx
 import numpy as np
-from helpers import tarred, zipped
+from helpers.archives import tarred, zipped
+from helpers.processes import ROOT
 from mxnet import gluon
 
 from benchmarks import report
@@ -34,7 +35,6 @@ from noisin.runs.weights import parse_arrays
 from noisin.system.errors import UserError
 from noisin.system.files import parse_json, read_json
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)  # below /tmp: what cannot be removed harms nobody
 

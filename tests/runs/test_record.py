@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from helpers import make_up_record
+from helpers.records import make_up_record
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -18,14 +18,14 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
-from helpers import wait_for, without_times
+from helpers.processes import ROOT, wait_for
+from helpers.records import without_times
 
 from experiments.grid.engines import on_dask, on_this_machine
 from experiments.grid.runner import RunsFailed, run_grid
 from noisin.config import Config, config_from_dict
 from noisin.methods import METHODS
 
-ROOT = Path(__file__).resolve().parents[1]
 DASK = Path(sysconfig.get_path("scripts")) / "dask"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
 LOOPBACK = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]

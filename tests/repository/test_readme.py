@@ -10,11 +10,12 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from helpers.processes import ROOT
 
 from noisin import noise
 from noisin.cli import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 

@@ -6,24 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CROSS = "aarch64-linux-gnu-gcc"
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
 def numbers(folder, compiler, *emulator):
-    """Build the C files with setup.py and the compiler, and return what tests/compiled.c prints, by name."""
+    """Build the C files with setup.py and the compiler, and return what tests/native/compiled.c prints, by name."""
     build = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder / "objects"]
     subprocess.run(build, cwd=ROOT, check=True, env={**os.environ, "CC": compiler})
     libraries = sorted((folder / "noisin" / "native").glob("*.so"))
     assert len(libraries) == len(list((ROOT / "src/noisin/native").glob("*.c")))
     program = folder / "compiled"
-    sources = [ROOT / "tests/compiled.c", *libraries, f"-Wl,-rpath,{folder / 'noisin' / 'native'}"]
+    sources = [ROOT / "tests/native/compiled.c", *libraries, f"-Wl,-rpath,{folder / 'noisin' / 'native'}"]
     subprocess.run([*compiler.split(), *sources, "-o", program], check=True)
     output = subprocess.run([*emulator, program], check=True, stdout=subprocess.PIPE, text=True).stdout
     values = {}

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import make_up_record
+from helpers.records import make_up_record
 
 from experiments.__main__ import main
 from experiments.catalogue import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case

@@ -23,7 +23,8 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pytest
-from helpers import file_size_limit, tarred, zipped
+from helpers.archives import tarred, zipped
+from helpers.processes import file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer of every reader, by the promises that the tests check: `python tests/fuzz.py READER...`.
+"""A coverage-guided fuzzer of every reader, by the promises that the tests check: `tests/hostile/fuzz.py READER...`.
 
 It needs atheris (`pip install -c constraints.txt atheris`). Options begin with a dash and are libFuzzer's, for each
 reader in turn, as `-max_total_time=300` (default: 60 seconds). What it finds is left as `crash-...` in the current
@@ -16,8 +16,8 @@ from pathlib import Path
 import atheris
 
 # What reads for us in Python is watched; MXNet, numpy and the parser of JSON are not.
-with atheris.instrument_imports(include=["noisin", "benchmarks", "experiments", "hostile", "tarfile", "zipfile"]):
-    from hostile import READERS
+with atheris.instrument_imports(include=["noisin", "benchmarks", "experiments", "readers", "tarfile", "zipfile"]):
+    from readers import READERS
 
 # Seconds for one input and MiB for the process, far below both of which a reader must stay; seconds for all inputs.
 LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-max_total_time=60"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # jupyter_core's, on some versions, about where its settings lie
     import nbformat
     from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import ast
 from pathlib import Path
 from typing import Dict, Iterator, Set
 
+from helpers.processes import ROOT
+
 from noisin.methods import METHODS
 
-ROOT = Path(__file__).resolve().parents[1]
 # A module or package of src/noisin, or a package beside it, from the bottom up: each imports from those before it.
 ROOMS = (
     *("tables", "graphs", "initializers", "system", "data", "native", "noise", "cells", "regularisers", "methods"),

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from helpers import file_size_limit, wait_for
+from helpers.processes import file_size_limit, wait_for
 
 from noisin.cli import main
 from noisin.runs.directory import RunDirectory

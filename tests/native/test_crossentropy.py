@@ -5,7 +5,8 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import make_language_model, needs_bfloat16, random_states
+from helpers.machine import needs_bfloat16
+from helpers.models import make_language_model, random_states
 
 from noisin.graphs import BFLOAT16
 from noisin.native import compiled, crossentropy

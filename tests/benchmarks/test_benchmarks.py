@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import needs_bfloat16, needs_matplotlib
+from helpers.machine import needs_bfloat16, needs_matplotlib
 from matplotlib.image import imread
 
 import benchmarks.__main__
