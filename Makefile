@@ -97,8 +97,9 @@ bench: $(READY) ## time training steps against the limit of the matrix products 
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(READY) ## run the tests
-	@$(PY) -m pytest $(PYTEST_ARGS)
+test: $(READY) ## run the tests: one process a core, and then those that must be alone
+	@$(PY) -m pytest $(or $(PYTEST_ARGS),-n auto -m "not alone")
+	@$(if $(PYTEST_ARGS),,$(PY) -m pytest -m alone)
 
 .PHONY: smoke
 smoke: $(READY) ## run the few tests that show that it works on this Python, in under a minute

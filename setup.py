@@ -53,7 +53,7 @@ setup(
         'urllib3>=2.7.0; python_version >= "3.10"',
     ],
     extras_require={
-        "test": ["pytest>=7", "pytest-timeout>=2.1", "hypothesis>=6.80"],
+        "test": ["pytest>=7", "pytest-timeout>=2.1", "pytest-xdist>=3.5", "hypothesis>=6.80"],
         "lint": ["ruff>=0.6", "mypy>=1.8"],
         "peers": ["torch>=2.4"],  # only for `make bench`; PyTorch's CPU build is enough
         "fuzz": ["atheris>=2.3"],  # only for tests/hostile/fuzz.py, see SECURITY.md

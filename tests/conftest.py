@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-import noisin  # noqa: F401  (before mxnet: it sets the number of threads)
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, each with a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+import noisin  # noqa: E402, F401  (before mxnet: it sets the number of threads)
+from noisin.system.threads import usable_cores  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 if SHARED_DATA.is_dir():
@@ -40,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item
             if load:
                 # Each test says what it takes, and which small one is run in its place.
                 item.add_marker(pytest.mark.skip(reason=f"{load.kwargs['reason']}; -m load runs this one"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` means: one for each core that may be used."""
+    return usable_cores()
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from noisin.system.device import find_device
 from noisin.system.errors import UserError, harmless, printable
 from noisin.system.files import read_json
 from noisin.system.process import end_with_parent
-from noisin.system.threads import SMALL, threads, threads_were_chosen, useful_threads
+from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
 from noisin.training import train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--threads",
         type=positive,
-        help=f"threads to compute with (default: OMP_NUM_THREADS, or else one a core, but 1 below {SMALL} units)",
+        help=f"threads to compute with (default: OMP_NUM_THREADS, or else one an idle core, but 1 below {SMALL} units)",
     )
     _add_data_dir(training)
     _add_device(training)
@@ -253,7 +253,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _restart_with_threads(given: Optional[int], config: Config) -> None:
     """Start this command anew with the threads that it is to have: MXNet asks for them once, while it is imported."""
-    wanted = given or (useful_threads(config.hidden, threads()) if threads_were_chosen() else threads())
+    wanted = given or threads()
+    if not given and threads_were_chosen():
+        wanted = useful_threads(config.hidden, wanted)
+        if wanted > 1:
+            wanted = min(wanted, idle_cores())
     if wanted != threads():
         os.environ["OMP_NUM_THREADS"] = str(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "noisin", *sys.argv[1:]])

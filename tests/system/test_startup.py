@@ -14,9 +14,9 @@ import pytest
 from helpers.processes import ROOT, python, run
 
 import noisin
-from noisin.system import cuda, mxnet_import
+from noisin.system import cuda, mxnet_import, threads
 from noisin.system.files import read_json
-from noisin.system.threads import SMALL, SPINS, usable_cores
+from noisin.system.threads import SMALL, SPINS, idle_cores, usable_cores
 
 
 @pytest.mark.parametrize("role", ["server", "scheduler"])
@@ -77,19 +77,43 @@ def test_a_containers_quota_of_cores_counts(tmp_path, monkeypatch, files, cores)
     assert usable_cores(tmp_path) == (cores or 6)
 
 
-@pytest.mark.parametrize("hidden, options, cores", [(4, (), 1), (SMALL, (), None), (4, ("--threads", "2"), 2)])
-def test_a_run_takes_the_threads_that_its_network_can_use(tmp_path, hidden, options, cores):
+@pytest.mark.parametrize("busy, idle", [([0, 0, 0], 3), ([20, 0, 0], 2), ([20, 9, 12], 1), ([20, 20, 20], 1)])
+def test_cores_that_others_keep_busy_do_not_count(tmp_path, monkeypatch, busy, idle):
+    """Of each core 20 ticks pass, so many of them busy; the fourth is not ours."""
+
+    def write(user, idle):
+        lines = [f"cpu{n} {user[n]} 0 0 {idle[n]} 0 0 0 0 0 0" for n in range(4)]
+        (tmp_path / "stat").write_text("\n".join(["cpu  1 2 3 4", *lines, "intr 5", ""]))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    write([50] * 4, [70] * 4)
+    after = [[50 + ticks for ticks in busy] + [50], [90 - ticks for ticks in busy] + [90]]
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: write(*after))
+    assert idle_cores(tmp_path / "stat") == min(idle, usable_cores())
+    assert idle_cores(tmp_path / "no such file") == usable_cores()
+
+
+def trained_with(folder, hidden, *options, **env):
+    """Count the threads that the record of a short training names."""
     shape = ("--batch-size", "100", "--hidden", hidden, "--epochs", "1", "--quiet", *options)
-    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", tmp_path / "run", *shape])
+    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", folder / "run", *shape], **env)
     assert result.returncode == 0, result.stderr
-    assert read_json(tmp_path / "run" / "record.json")["hardware"]["threads"] == (cores or usable_cores())
+    return read_json(folder / "run" / "record.json")["hardware"]["threads"]
+
+
+def test_a_small_network_takes_one_thread(tmp_path):
+    assert trained_with(tmp_path, SMALL - 1) == 1
+
+
+@pytest.mark.alone
+def test_a_large_network_takes_the_idle_cores(tmp_path):
+    idle = idle_cores(seconds=2)
+    assert idle <= trained_with(tmp_path, SMALL) <= usable_cores()
 
 
 def test_threads_that_the_user_gave_stay(tmp_path):
-    shape = ("--batch-size", "100", "--hidden", "4", "--epochs", "1", "--quiet")
-    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", tmp_path / "run", *shape], OMP_NUM_THREADS=2)
-    assert result.returncode == 0, result.stderr
-    assert read_json(tmp_path / "run" / "record.json")["hardware"]["threads"] == 2
+    assert trained_with(tmp_path, 4, "--threads", "2") == 2
+    assert trained_with(tmp_path / "variable", 4, OMP_NUM_THREADS=2) == 2
 
 
 def test_how_mxnet_copies_is_for_the_user_to_say():
@@ -118,6 +142,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / 500)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(
     usable_cores() < 2,
     reason="on one core MXNet has one thread, which waits for no other: there are no sleeps to count",

@@ -6,8 +6,9 @@ import math
 import os
 import re
 import sys
+import time
 from pathlib import Path
-from typing import Iterator
+from typing import Dict, Iterator, Tuple
 
 # Units of a layer below which one thread is used: a choice between two known points, not a measured threshold. A second
 # thread helps at 256 units with 10,000 words, and does not at 64 with a small vocabulary.
@@ -51,6 +52,29 @@ def _quotas(root: Path) -> Iterator[float]:
                         yield int(words[0]) / int(period)
                 except (OSError, ValueError, IndexError, ZeroDivisionError):
                     continue  # no quota is said there
+
+
+def idle_cores(stat: Path = Path("/proc/stat"), seconds: float = 0.2) -> int:
+    """Count the usable cores that other processes leave idle for so many seconds, one at least."""
+
+    def idle_ticks() -> Dict[str, Tuple[int, int]]:
+        ticks = {}
+        for line in stat.read_text().splitlines():
+            name, *fields = line.split()
+            if name in usable:
+                counts = [int(field) for field in fields[:8]]  # user, nice, system, idle, iowait, ...
+                ticks[name] = (counts[3] + counts[4], sum(counts))
+        return ticks
+
+    try:
+        usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        before = idle_ticks()
+        time.sleep(seconds)
+        after = idle_ticks()
+    except (AttributeError, OSError, ValueError, IndexError):  # not Linux's
+        return usable_cores()
+    idle = [(after[name][0] - before[name][0]) / max(1, after[name][1] - before[name][1]) for name in before]
+    return max(1, min(usable_cores(), round(sum(idle))))
 
 
 def useful_threads(hidden: int, cores: int) -> int:
