@@ -14,9 +14,9 @@ READY := $(VENV)/compiled
 quoted = '$(subst ','\'',$(1))'
 
 # The stamp is written last and says for which folder and which pins the environment was made. A stopped install has
-# none; after a change of setup.py or constraints.txt, in a moved or copied tree (the editable install would point to
-# the old one), with its Python gone, or for another PYTHON=, the environment is made anew.
-state = { pwd -P && cat setup.py constraints.txt $(if $(GPU),requirements-gpu.txt) | cksum; }
+# none; after a change of the three files in `state`, in a moved or copied tree (the editable install would point to the
+# old one), with its Python gone, or for another PYTHON=, the environment is made anew.
+state = { pwd -P && cat pyproject.toml setup.py constraints.txt $(if $(GPU),requirements-gpu.txt) | cksum; }
 whose = -c 'import sys; print(sys.base_prefix, sys.version)' 2>&1
 current = [ -x $(PY) ] && [ "$$($(state))" = "$$(cat $(STAMP) 2>/dev/null)" ] \
   $(if $(PYTHON),&& [ "$$($(call quoted,$(PYTHON)) $(whose))" = "$$($(PY) $(whose))" ])

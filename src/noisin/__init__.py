@@ -34,7 +34,7 @@ from typing import Any, List
 
 from noisin.system import startup
 
-__version__ = "0.1.0"  # setup.py reads this line as text
+__version__ = "0.1.0"
 
 _MODULES = {
     "noise": ("Noise", "NoiseFamily", "make_family"),

@@ -23,7 +23,7 @@ def clone(tmp_path):
     """Copy the little that make needs, with a make_venv.py that says who ran it; a file `fail` makes it fail."""
     folder = tmp_path / "a clone"
     (folder / "tools").mkdir(parents=True)
-    for name in ("Makefile", "setup.py", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "tools" / "make_venv.py").write_text(MADE, encoding="utf-8")
     return folder
@@ -106,7 +106,7 @@ def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(cl
     (clone / "fail").unlink()
     assert make("venv", cwd=clone).stdout.count("made") == 1
     assert make("venv", "test", "ptb", cwd=clone).stdout.count("made") == 0
-    for name in ("setup.py", "constraints.txt"):
+    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
         (clone / name).touch()
         assert make("test", cwd=clone).stdout.count("made") == 0
         with open(clone / name, "a", encoding="utf-8") as file:
@@ -120,6 +120,9 @@ def test_the_environment_is_made_once_and_again_when_it_is_not_what_is_wanted(cl
     assert make("test", cwd=copy).stdout.count("made") == 1
 
 
+TESTS = ["-m pytest -n auto -m not alone", "-m pytest -m alone"]
+
+
 def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
     (clone / "src" / "noisin" / "native").mkdir(parents=True)
     source = clone / "src" / "noisin" / "native" / "part.c"
@@ -129,8 +132,8 @@ def test_a_changed_c_file_is_compiled_anew_in_the_same_environment(clone):
     assert "build_ext" not in make("test", cwd=clone).stdout
     time.sleep(0.02)  # a file's time is that of the last tick of the clock
     source.touch()
-    assert make("test", cwd=clone).stdout.splitlines() == ["setup.py -q build_ext --inplace --force", "-m pytest"]
-    assert make("test", cwd=clone).stdout.splitlines() == ["-m pytest"]
+    assert make("test", cwd=clone).stdout.splitlines() == ["setup.py -q build_ext --inplace --force", *TESTS]
+    assert make("test", cwd=clone).stdout.splitlines() == TESTS
     assert python.exists()
 
 
