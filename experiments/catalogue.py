@@ -40,7 +40,7 @@ class Case:
         return all(getattr(config, name) == value for name, value in acting.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashable, whatever its mappings are
 class Experiment:
     """A comparison of the methods in one setting, or in several cases of it.
 

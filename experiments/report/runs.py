@@ -6,9 +6,9 @@ import math
 import re
 import statistics
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from experiments.catalogue import Case, Experiment
 from experiments.records import RESULTS
@@ -132,8 +132,13 @@ def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:
 
     Experiments share runs (Figure 2 is one case of Table 2), so every experiment's records are looked at.
     """
-    declared = set(map(variant_of, experiment.shown_configs()))
+    declared = _variants(experiment)
     return [run for run in runs if run.variant in declared]
+
+
+@lru_cache(maxsize=None)
+def _variants(experiment: Experiment) -> FrozenSet[str]:
+    return frozenset(map(variant_of, experiment.shown_configs()))
 
 
 def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:
