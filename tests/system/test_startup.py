@@ -6,15 +6,17 @@ import ctypes.util
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers.processes import ROOT, python, run
 
 import noisin
-from noisin.system import cuda, mxnet_import, threads
+from noisin.system import cuda, mxnet_import, startup, threads
 from noisin.system.files import read_json
 from noisin.system.threads import SMALL, SPINS, idle_cores, usable_cores
 
@@ -91,6 +93,28 @@ def test_cores_that_others_keep_busy_do_not_count(tmp_path, monkeypatch, busy, i
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: write(*after))
     assert idle_cores(tmp_path / "stat") == min(idle, usable_cores())
     assert idle_cores(tmp_path / "no such file") == usable_cores()
+
+
+@pytest.mark.parametrize("module", ["noisin", "experiments"])
+def test_too_little_address_space_is_one_line(module):
+    limited = f"ulimit -v 900000; exec {shlex.quote(sys.executable)} -m {module} --help"
+    result = run(["sh", "-c", limited])
+    says = "this process may use 878 MiB of address space, and MXNet needs 1024 MiB: raise the limit (ulimit -v)"
+    assert (result.returncode, result.stderr) == (2, f"noisin: error: {says}\n")
+
+
+def test_too_few_threads_are_one_line(monkeypatch):
+    """As where a container allows so many processes and no more."""
+    started = []
+
+    def start(self):
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ImportError, match="allows this process no more threads"):
+        startup.check_limits()
 
 
 def trained_with(folder, hidden, *options, **env):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
+import threading
 from importlib import util
 from types import TracebackType
 from typing import Optional, Type
 
 from noisin.system import mxnet_import
 from noisin.system.cuda import load_cuda_libraries
-from noisin.system.threads import leave_threads_to_the_engine, set_threads
+from noisin.system.threads import leave_threads_to_the_engine, set_threads, threads
 
 COMMANDS = ("noisin", "experiments", "benchmarks")
 COMPILED_PARTS = ("_crossentropy", "_normals", "_updates")
+
+ADDRESS_SPACE = 1 << 30  # bytes; below 600 MB MXNet was seen to crash or to wait for ever
+ENGINE_THREADS = 16  # more than MXNet starts besides those it computes with; 6 were seen
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -28,6 +33,26 @@ def check_cluster_role() -> None:
             f"DMLC_ROLE={role} is set: `import mxnet` would block for ever, serving other processes; "
             "unset it (a server or scheduler of a cluster runs `python -c 'import mxnet'` without noisin)"
         )
+
+
+def check_limits() -> None:
+    """Raise ImportError where the system allows less memory or fewer threads than MXNet needs, which would crash."""
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < ADDRESS_SPACE:
+        raise ImportError(
+            f"this process may use {allowed >> 20} MiB of address space, and MXNet needs {ADDRESS_SPACE >> 20} MiB: "
+            "raise the limit (ulimit -v)"
+        )
+    done = threading.Event()
+    try:
+        for _ in range(ENGINE_THREADS + threads()):
+            threading.Thread(target=done.wait, daemon=True).start()
+    except RuntimeError:
+        raise ImportError(
+            "the system allows this process no more threads: raise the limit (ulimit -u, or the container's)"
+        ) from None
+    finally:
+        done.set()
 
 
 def compiled_part(name: str) -> str:
@@ -94,6 +119,8 @@ def prepare() -> None:
         set_threads()
         leave_threads_to_the_engine()
         load_cuda_libraries()
+        if _is_command():
+            check_limits()
     except ImportError as error:
         refuse(error)
     if _is_command():  # of a host process these are not for us to set
