@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the compiled parts. They are C without Python; noisin/native/compiled.py loads them."""
+"""The compiled parts, which pyproject.toml cannot declare: C without Python, loaded by noisin/native/compiled.py."""
 
 from pathlib import Path
 

@@ -38,7 +38,10 @@ def refused(capsys, *arguments):
     [
         ("", "COMMAND"),
         ("fly", "invalid choice: 'fly'"),
-        ("train --gama 1", "unrecognized arguments: --gama"),
+        ("train --gama 1", "train: error: --gama is not an option; did you mean --gamma? (see noisin train --help)"),
+        ("train --gama=1", "train: error: --gama=1 is not an option; did you mean --gamma? (see"),
+        ("train --zzz", "train: error: --zzz is not an option (see noisin train --help)"),
+        ("evaluate one two", "evaluate: error: two is one argument too many (see noisin evaluate --help)"),
         ("train --hidden 0", "hidden is 0: it must be from 1"),
         ("train --hidden many", "--hidden: invalid int value: 'many'"),
         ("train --hidden nan", "--hidden"),
@@ -239,6 +242,14 @@ def test_sample_says_which_words_it_does_not_know(own_run, capsys):
     assert main(["sample", str(own_run / "run"), "--words", "1", "--prompt", "one zebra"]) == 0
     captured = capsys.readouterr()
     assert "read as <unk>: zebra" in captured.err and captured.out.startswith("one zebra ")
+
+
+def test_sample_leaves_unknown_words_out_if_asked_to(own_run, capsys):
+    command = ["sample", str(own_run / "run"), "--temperature", "1000", "--words", "300"]  # any word is as likely
+    assert main(command) == 0
+    assert "<unk>" in capsys.readouterr().out
+    assert main([*command, "--no-unk"]) == 0
+    assert "<unk>" not in capsys.readouterr().out
 
 
 def test_a_run_whose_text_has_changed_is_refused(own_run, capsys, tmp_path):

@@ -13,9 +13,11 @@ import threading
 import uuid
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterator, Mapping, Optional, Set, Tuple
 
 from noisin.system.errors import UserError
+from noisin.system.files import is_locked
 from noisin.system.process import Job, run, run_on_worker
 
 Record = Dict[str, Any]
@@ -55,15 +57,18 @@ def on_dask(address: str, jobs: int = 1) -> Engine:
 
 
 def _on_threads(jobs: int, work: Mapping[str, Job], relay: Relay) -> Ended:
-    stopping = threading.Event()
+    stopping, choosing, left = threading.Event(), threading.Lock(), dict(work)
+
+    def run_one() -> Tuple[str, Optional[Record]]:
+        with choosing:  # what another grid trains now comes last, so that two grids share their work
+            name = min(left, key=lambda name: is_locked(Path(left[name].directory) / "lock"))
+            job = left.pop(name)
+        return name, run(job, None if jobs == 1 else partial(relay, name), stopping.is_set)
+
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = {
-                pool.submit(run, job, None if jobs == 1 else partial(relay, name), stopping.is_set): name
-                for name, job in work.items()
-            }
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
+            for future in concurrent.futures.as_completed([pool.submit(run_one) for _ in work]):
+                yield future.result()
         finally:
             stopping.set()
 

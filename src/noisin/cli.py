@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import errno
 import itertools
 import json
@@ -99,7 +100,17 @@ def _discard_output() -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Argparse whose errors are one line."""
+    """Argparse whose errors are one line, of the command that they are about."""
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        found, unknown = self.parse_known_args(*arguments, **options)
+        if unknown:
+            parser = getattr(found, "parser", self)
+            known = [option for action in parser._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+            what = "not an option" if unknown[0].startswith("-") else "one argument too many"
+            parser.error(f"{unknown[0]} is {what}" + (f"; did you mean {near[0]}?" if near else ""))
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -126,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--config", metavar="FILE", help="JSON object of options; the command line goes before it")
     training.add_argument("--run-dir", metavar="DIR", help="where the run is kept (default: runs/NAME-OF-THE-RUN)")
     training.add_argument("--quiet", action="store_true", help="no progress bars")
+    training.add_argument("--wait", action="store_true", help="wait while another process trains in the run directory")
     training.add_argument(
         "--events", action="store_true", help="write events for TensorBoard into the run directory too"
     )
@@ -154,12 +166,15 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--words", type=positive, default=100, help="how many (default: 100)")
     sample.add_argument("--prompt", default="", help="words to begin with (default: the beginning of a sentence)")
     sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
+    sample.add_argument("--no-unk", action="store_true", help="draw no <unk>, the word for unknown words")
     sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
     sample.set_defaults(command=_sample)
 
     runs = commands.add_parser("runs", help="list runs with their status, best epoch and perplexities", epilog=EPILOG)
     runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where to look (default: runs)")
     runs.set_defaults(command=_runs)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -248,7 +263,8 @@ def _train(arguments: argparse.Namespace) -> None:
         _restart_with_threads(arguments.threads, config)
     corpus = config_corpus(config, arguments.data_dir)
     directory = arguments.run_dir or Path("runs") / config.name
-    train(config, directory, corpus, device, _report, progress=not arguments.quiet, events=arguments.events)
+    shown = {"progress": not arguments.quiet, "events": arguments.events}
+    train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
 
 
 def _restart_with_threads(given: Optional[int], config: Config) -> None:
@@ -311,7 +327,8 @@ def _sample(arguments: argparse.Namespace) -> None:
         print(f"noisin: not in the vocabulary, read as <unk>: {' '.join(unknown)}", file=sys.stderr)
     prompt = vocabulary[["<eos>"] + words]
     try:
-        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device)
+        excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
+        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, excluded)
         drawn = (harmless(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
         text, separator = itertools.chain(words, drawn), ""
         for word in text:

@@ -17,6 +17,7 @@ def sample_words(
     seed: int = 0,
     temperature: float = 1.0,
     device: mx.Context = None,
+    excluded: Sequence[int] = (),
 ) -> Iterator[int]:
     """Yield token ids drawn from p(x_t | x_{<t})^(1 / temperature), with the noise off, without end.
 
@@ -29,6 +30,8 @@ def sample_words(
     temperature : float, default 1
         Below 1 the likely words become likelier; 0 takes the likeliest.
     device : mxnet.Context, optional
+    excluded : sequence of int, optional
+        Ids that are never drawn, e.g. that of `<unk>`.
 
     Raises
     ------
@@ -47,6 +50,7 @@ def sample_words(
     token = prompt[-1]
     while True:
         logits, states = _step(model, token, states, device)
+        logits[list(excluded)] = -np.inf
         token = _draw(logits, temperature, random)
         yield token
 

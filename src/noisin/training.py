@@ -23,6 +23,7 @@ from noisin.runs.events import Events
 from noisin.runs.record import finite_or_null, make_record, read_record, write_record
 from noisin.system.device import check_dtype
 from noisin.system.errors import UserError
+from noisin.system.files import BRIEF
 from noisin.system.provenance import git_revision, now
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
@@ -89,6 +90,7 @@ def train(
     report: Callable[[str], None] = tqdm.write,
     progress: bool = True,
     events: bool = False,
+    wait: bool = False,
 ) -> Dict[str, Any]:
     """Train one run to its end, going on from its last checkpoint if it has one, and return its record.
 
@@ -106,6 +108,8 @@ def train(
         Show progress bars where standard error is a terminal.
     events : bool, default False
         Write events for TensorBoard into the run directory too.
+    wait : bool, default False
+        Wait while another process trains in the run directory, instead of refusing after 3 seconds.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def train(
     if not directory.record_path.exists():  # a finished run multiplies nothing any more
         check_dtype(config.dtype, device)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
-    with directory.held():
+    with directory.held(math.inf if wait else BRIEF):
         identity = {"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__}
         directory.begin(identity, corpus.vocabulary.idx_to_token)
         report(f"run {directory.path}")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.grid import engines
+from experiments.grid.engines import on_this_machine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
@@ -34,6 +37,7 @@ from noisin.figures import curves, figure2, validation_panels
 from noisin.methods import METHODS
 from noisin.runs.record import read_record, seal, write_record
 from noisin.system.errors import UserError
+from noisin.system.files import hold_folder
 from noisin.system.process import Job, run
 from noisin.tables import markdown
 
@@ -96,6 +100,28 @@ def test_runs_of_one_seed_count_once_whatever_their_dtypes():
     assert score.seeds == 2 and len(score.runs) == 3
     assert score.test("clean") == pytest.approx((50.5 + 54.5) / 2)
     assert score.deviation("clean") == pytest.approx(4 / math.sqrt(2))
+
+
+def test_a_grid_begins_with_what_no_other_one_trains(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(engines, "run", lambda job, *_: begun.append(Path(job.directory).name))
+    jobs = {name: Job(str(tmp_path / name), str(tmp_path), "cpu", {}) for name in "abcd"}
+    with hold_folder(tmp_path / "a"), hold_folder(tmp_path / "c"):
+        assert sorted(name for name, _ in on_this_machine(1)(jobs, print)) == list("abcd")
+    assert begun == list("bdac")
+
+
+def test_two_grids_at_once_share_their_work(tmp_path):
+    arguments = ("demo", "--epochs", "1", "--methods", "none,noisin", "--jobs", "1")
+    both = [command(*arguments, cwd=tmp_path) for _ in range(2)]
+    tables = []
+    for process in both:
+        output, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+        tables.append(output[output.index("| method") :])
+    assert tables[0] == tables[1]
+    runs = [path.read_text(encoding="utf-8") for path in tmp_path.glob("runs/demo/*/metrics.jsonl")]
+    assert len(runs) == 2 and all(text.count("\n") == 1 for text in runs)
 
 
 def test_a_run_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
@@ -475,7 +501,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
         (["demo", "--methods", ","], "nothing is named"),
         (["demo", "--seeds", ""], "nothing is named"),
         (["demo", "--scheduler", ""], "--scheduler is empty"),
-        (["report", "--jobs", "2"], "unrecognized arguments: --jobs 2"),
+        (["report", "--jobs", "2"], "--jobs is not an option"),
         (["demo", "--only", "layer=1"], "a run has no option layer: "),
         (["demo", "--only", "layers=1,hidden=65"], "no run has hidden=65: there is hidden=64"),
         (["gamma", "--only", "layers=2,gamma=3"], "no run has gamma=3: there is gamma=0.1, 0.2, 0.4"),

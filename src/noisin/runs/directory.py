@@ -35,7 +35,7 @@ from noisin.config import Config, recorded_config
 from noisin.data.encoding import END, UNKNOWN
 from noisin.runs.weights import parse_arrays
 from noisin.system.errors import UserError, quoted
-from noisin.system.files import hold_folder, is_locked, read_json, read_regular, write_file, write_json
+from noisin.system.files import BRIEF, hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
 WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.params")  # names of the files of weights
 STATUSES = ("running", "finished", "early-stopped", "diverged")
@@ -73,8 +73,13 @@ class RunDirectory:
         return self.path / "record.json"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, patience: float = BRIEF) -> Iterator[None]:
         """Make the directory and keep every other process from training in it meanwhile.
+
+        Parameters
+        ----------
+        patience : float, default 3
+            Seconds to wait for another process.
 
         Raises
         ------
@@ -86,7 +91,7 @@ class RunDirectory:
         except UnicodeEncodeError:
             raise UserError(f"run directory {self.path}: MXNet takes names in UTF-8 alone; give another one") from None
         try:
-            lock = hold_folder(self.path)
+            lock = hold_folder(self.path, patience)
         except OSError as error:
             raise UserError(f"cannot make the run directory {self.path}: {error.strerror or error}") from None
         with lock:

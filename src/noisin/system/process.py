@@ -77,7 +77,8 @@ def run(
         (say or print)(f"{platform.node()} does not see {directory}: runs must be in a folder that all machines share")
         return None
     command = [sys.executable, "-m", "noisin", "train", "--config", str(directory / "options.json")]
-    command += ["--run-dir", str(directory), "--device", job.device] + (["--quiet"] if say else [])
+    # Another grid may train this run: whoever waits for it finds its record.
+    command += ["--run-dir", str(directory), "--device", job.device, "--wait"] + (["--quiet"] if say else [])
     if say is None:
         print(f"\n{directory.name}", flush=True)
     try:
