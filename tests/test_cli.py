@@ -175,6 +175,16 @@ def own_run(tmp_path_factory):
     return folder
 
 
+def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: None)
+    (tmp_path / "text.txt").write_text("one two three four\n" * 700)
+    training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
+    assert main(training) == 0
+    assert "559 of the training split's 2,800 tokens (20%)" in capsys.readouterr().out
+    assert main([*training, "--unroll", "29"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert main(["evaluate", str(own_run / "run"), "--split", "test"]) == 0
     printed = json.loads(capsys.readouterr().out)

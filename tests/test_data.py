@@ -31,7 +31,7 @@ from noisin.data import batches as cut
 from noisin.data import cache, encoding, synthetic
 from noisin.data import corpus as corpora
 from noisin.data import published as published_corpora
-from noisin.data.batches import evaluation_batches, number_of_training_batches, training_batches
+from noisin.data.batches import evaluation_batches, left_out_notice, number_of_training_batches, training_batches
 from noisin.data.corpus import Corpus, load_corpus
 from noisin.data.encoding import END
 from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source
@@ -112,6 +112,7 @@ def test_table1_of_the_real_files(real: Dict[str, Corpus]) -> None:
     assert ptb["tokens"] == {"train": 929_589, "valid": 73_760, "test": 82_430}
     assert wikitext["tokens"] == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
     assert (ptb["vocabulary"], wikitext["vocabulary"]) == (10_000, 33_278)
+    assert not any(left_out_notice(corpus.train, 32, 35) for corpus in real.values())
     assert (round(ptb["unknown_rate"], 3), round(wikitext["unknown_rate"], 3)) == (0.048, 0.026)
     table = table1(list(real.values()))
     for number in ("929,589", "929,590", "82,431", "33,278", "4.8%", "2.6%"):
@@ -785,6 +786,13 @@ def test_training_batches_rebuild_the_text(sizes: Tuple[int, int, int]) -> None:
         assert np.array_equal(inputs[:, column], run)
         assert np.array_equal(targets[:, column], run + 1)
     assert size - 1 - length * batch_size < batch_size and length - number * unroll < unroll
+
+
+def test_a_text_of_which_much_is_not_trained_on_is_said_to_be() -> None:
+    notice = left_out_notice(np.zeros(2230, dtype=np.int32), 32, 35)
+    assert "1,109 of the training split's 2,230 tokens (50%)" in notice and "--unroll" in notice and "\n" not in notice
+    assert left_out_notice(np.zeros(2230, dtype=np.int32), 20, 37) == "", "9 are left out"
+    assert left_out_notice(np.zeros(9, dtype=np.int32), 32, 35) == "", "training refuses it, and says why"
 
 
 @given(SIZES)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from noisin import __version__
 from noisin.config import Config, config_from_dict, recorded_config
+from noisin.data.batches import left_out_notice
 from noisin.data.corpus import Corpus, load_corpus
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES
@@ -247,6 +248,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.in_own_process:
         _restart_with_threads(arguments.threads, config)
     corpus = config_corpus(config, arguments.data_dir)
+    notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
+    if notice:
+        _report(notice)
     directory = arguments.run_dir or Path("runs") / config.name
     train(config, directory, corpus, device, _report, progress=not arguments.quiet, events=arguments.events)
 
