@@ -11,13 +11,11 @@ import json
 import math
 import os
 import socket
-import tempfile
 import threading
 import time
 import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -34,7 +32,7 @@ from noisin.data import published as published_corpora
 from noisin.data.batches import evaluation_batches, left_out_notice, number_of_training_batches, training_batches
 from noisin.data.corpus import Corpus, load_corpus
 from noisin.data.encoding import END
-from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source
+from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source, Text
 from noisin.data.table1 import statistics, table1
 from noisin.system.errors import UserError
 from noisin.system.files import hold_folder, write_bytes
@@ -181,14 +179,67 @@ def test_unknown_name(alone: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\n\n\n"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_empty_split(alone: Path, split: str, content: bytes) -> None:
-    message = fails(str(write_folder(alone / "mine", {**TEXT, split: content})))
-    assert f"{split}.txt" in message and "empty" in message and "fill" in message
+    assert f"mine/{split}.txt: holds no word" in fails(str(write_folder(alone / "mine", {**TEXT, split: content})))
 
 
-def test_file_too_short_to_split(alone: Path) -> None:
-    (alone / "short.txt").write_bytes(b"one line\n")
-    message = fails("short.txt")
-    assert "short.txt" in message and "ten lines" in message
+def split_of(alone: Path, text: str) -> List[str]:
+    """The splits of a text in one file, as they can be read."""
+    (alone / "mine.txt").write_text(text)
+    corpus = load_corpus("mine.txt")
+    return [" ".join(split) for split in words(corpus).values()]
+
+
+def test_a_text_of_one_line_is_split_by_words(alone: Path) -> None:
+    expected = ["a a a a a a a a", "a", "a <eos>"]
+    assert split_of(alone, " ".join("a" * 10)) == expected
+    assert split_of(alone, " ".join("a" * 10) + "\n" * 200) == expected
+    nine = ["a a <eos> a a a a a", "a", "a <eos>"]  # of two lines none is left for each split
+    assert split_of(alone, "a a\na a a a a a a\n") == nine
+
+
+def test_blank_lines_at_the_end_of_a_text_count_as_nothing(alone: Path) -> None:
+    lines = "".join(f"a {n}\n\n" for n in range(10))
+    assert split_of(alone, lines + "\n \n" * 200) == split_of(alone, lines)
+    assert split_of(alone, lines)[0].count("<eos>") == 15, "but in between they do"
+
+
+@pytest.mark.parametrize("text", ["one line\n", "a b c d e", "a\n" + "\n" * 50 + "b"])
+def test_file_too_short_to_split(alone: Path, text: str) -> None:
+    (alone / "short.txt").write_text(text)
+    assert "short.txt: too short to be split 80/10/10" in fails("short.txt")
+
+
+@pytest.mark.parametrize("space", "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+def test_only_new_lines_and_carriage_returns_end_lines(alone: Path, space: str) -> None:
+    train = f"dax{space}zorp{space}\r\ndax\rzorp\n".encode()
+    corpus = load_corpus(str(write_folder(alone / "mine", {**TEXT, "train": train})))
+    assert " ".join(words(corpus)["train"]) == "dax zorp <eos> dax <eos> zorp <eos>"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+def test_a_text_in_another_unicode_encoding_is_refused(alone: Path, encoding: str) -> None:
+    message = fails(str(write_folder(alone / "mine", {**TEXT, "valid": "dax wug\n".encode(encoding)})))
+    assert "valid.txt: line 1 holds a zero byte, as UTF-16 does; expected UTF-8 text" in message
+
+
+@pytest.mark.parametrize("name", ["/proc/kmsg", "/proc/self/mem", "/proc/self/status", "/proc/self/pagemap"])
+def test_a_file_of_the_kernels_is_not_read(alone: Path, name: str) -> None:
+    if not os.path.exists(name):
+        pytest.skip(f"this system has no {name}")
+    message = fails(name)
+    assert message.startswith(f"{name}: holds no word") or "cannot be read" in message
+
+
+def test_a_text_is_opened_once(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, itself = [], os.open
+
+    def watched(path: Any, *rest: Any, **options: Any) -> int:
+        opened.append(Path(path).name)
+        return itself(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", watched)
+    assert words(load_corpus(str(write_folder(alone / "mine")))) == TOKENS
+    assert [name for name in opened if name.endswith(".txt")] == ["train.txt", "valid.txt", "test.txt"]
 
 
 def test_invalid_utf8(alone: Path) -> None:
@@ -203,9 +254,11 @@ def test_missing_split(alone: Path) -> None:
     assert "test.txt" in message and "missing" in message
 
 
-@pytest.mark.parametrize("line", [1, 2, 777, 40_000])
-def test_invalid_utf8_is_found_in_its_line_however_far_into_the_file(alone: Path, line: int) -> None:
-    (alone / "mine.txt").write_bytes(b"some words\n" * (line - 1) + b"bad \xff word\n" + b"some words\n" * 30_000)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("line", [1, 777, 40_000])
+def test_invalid_utf8_is_found_in_its_line_however_far_into_the_file(alone: Path, line: int, end: bytes) -> None:
+    text = b"\xef\xbb\xbf" + (b"some words" + end) * (line - 1) + b"bad \xff word" + (b"some words" + end) * 30_000
+    (alone / "mine.txt").write_bytes(text)
     assert f"line {line} is not valid UTF-8" in fails("mine.txt")
 
 
@@ -217,13 +270,13 @@ SPACES = st.text(" \t\n\r\v\x85\u2028", min_size=1, max_size=3)
 def test_a_text_reads_the_same_in_pieces_of_any_size(parts: List[str], size: int, marked: bool) -> None:
     parts = [part + " " if part.strip() else part for part in parts]
     text = "".join(parts)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").splitlines()
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = lines if lines[-1] else lines[:-1]
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "PIECE", size)
-        path = Path(folder) / "text"
-        path.write_bytes(text.encode("utf-8-sig" if marked else "utf-8"))
         numbers: Any = defaultdict(lambda: len(numbers))
-        found, ends = encoding._number_words(path, numbers)
+        content = text.encode("utf-8-sig" if marked else "utf-8")
+        found, ends = encoding._number_words(Text(Path("text"), content), numbers)
     types = list(numbers)
     assert [types[number] for number in found] == [word for line in lines for word in [*line.split(), END]]
     assert np.diff(ends, prepend=0).tolist() == [len(line.split()) + 1 for line in lines]
@@ -634,21 +687,6 @@ def test_who_holds_the_cache_is_told_to_those_who_wait_too_long(alone: Path, mon
     with hold_folder(alone / "cache"):
         assert f"cache is in use by process {os.getpid()} on " in fails(folder)
     assert words(load_corpus(folder)) == TOKENS  # a lock that nobody holds any more is no obstacle
-
-
-def test_a_text_that_changes_while_it_is_read_is_not_cached(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(alone / "text")
-    path, original = folder / "train.txt", (folder / "train.txt").read_bytes()
-
-    def waits(*_: Any) -> Any:
-        path.write_bytes(original + b"more words\n")  # by another process meanwhile
-        return nullcontext()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "hold_folder", waits)
-        assert "changed while it was read" in fails(str(folder))
-    path.write_bytes(original)
-    assert words(load_corpus(str(folder))) == TOKENS
 
 
 def test_cache_is_keyed_by_content(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

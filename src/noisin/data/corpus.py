@@ -7,16 +7,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Optional, Sequence
+from typing import Dict, Iterable, Mapping, Optional
 
 import gluonnlp
 import numpy as np
 
 from noisin.data import synthetic
-from noisin.data.cache import encoded, file_checksums
+from noisin.data.cache import encoded
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import NAMES, PUBLISHED, SPLITS, find_files
+from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts
 from noisin.system.errors import UserError
+from noisin.system.files import read_regular
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
 
@@ -62,8 +63,9 @@ def load_corpus(
     ----------
     name : str
         ``ptb``, ``wikitext-2``, ``synthetic``, or a path to one's own text: a folder that holds train.txt, valid.txt
-        and test.txt, or one UTF-8 file, whose lines are split 80/10/10 in their order. Words are what white space
-        separates. Write ``./ptb`` for a folder of one's own of that name.
+        and test.txt, or one UTF-8 file, which is split 80/10/10: by lines or, where it has too few, by words; blank
+        lines at its end count as nothing. Words are what white space separates. Write ``./ptb`` for a folder of one's
+        own of that name.
     data_dir : str, optional
         Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first; by default the environment variable
         NOISIN_DATA. Then comes ``data/`` under the current directory.
@@ -95,16 +97,13 @@ def load_corpus(
     if name == "synthetic":
         return _synthetic_corpus()
     if name in PUBLISHED:
-        published = PUBLISHED[name]
-        files = find_files(published, data_dir, download)
-        return _load(name, files, [published.sha256[split] for split in SPLITS], None)
+        return _load(name, find_texts(PUBLISHED[name], data_dir, download), None)
     path = Path(os.path.expanduser(name))
-    files = _own_files(path)
-    checksums = file_checksums(files)
+    texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(path).items()}
     label = path.resolve().name
-    if label in (*PUBLISHED, "synthetic"):
+    if label in NAMES:
         label = f"own-{label}"  # no table may take it for the published one
-    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
+    return _load(label, texts, max_vocabulary or OWN_VOCABULARY)
 
 
 def _synthetic_corpus() -> Corpus:
@@ -127,9 +126,9 @@ def _own_files(path: Path) -> Dict[str, Path]:
     )
 
 
-def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]) -> Corpus:
-    digest = _digest(checksums)
-    types, splits = encoded(digest, files, checksums, max_vocabulary)
+def _load(name: str, texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Corpus:
+    digest = _digest(hashlib.sha256(text.content).hexdigest() for text in texts.values())
+    types, splits = encoded(digest, texts, max_vocabulary)
     return Corpus(name, ordered_vocabulary(types), splits["train"], splits["valid"], splits["test"], digest)
 
 

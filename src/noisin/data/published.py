@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from noisin.system.errors import UserError
 from noisin.system.files import hold_folder, read_regular, write_bytes
@@ -31,6 +31,13 @@ BACKOFF = 0.5  # seconds before the second attempt, twice that before the third
 MAX_ARCHIVE = 64 * 2**20  # bytes; the largest of the archives below has 35 million
 MAX_UNPACKED = 512 * 2**20  # bytes of a whole tar archive, or of a file that is there
 MAX_MEMBERS = 10_000  # of a tar archive; the original has some hundred
+
+
+class Text(NamedTuple):
+    """A file of a corpus, read once: where it lies, and what it holds."""
+
+    path: Path
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,8 @@ PUBLISHED = {
 NAMES = (*PUBLISHED, "synthetic")  # what is called so is that corpus; any other name is a path
 
 
-def find_files(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Path]:
-    """Return the checked files of a published corpus, downloading what is missing."""
+def find_texts(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Text]:
+    """Return the checked texts of a published corpus, downloading what is missing."""
     given = data_dir or os.environ.get("NOISIN_DATA")
     roots = [Path(os.path.expanduser(given)), DOWNLOADS] if given else [DOWNLOADS]
     for root in roots:  # stops at the first that holds any of the files, else at the last
@@ -146,14 +153,13 @@ def find_files(published: PublishedCorpus, data_dir: Optional[str], download: bo
         missing = [split for split in SPLITS if not os.path.lexists(files[split])]
         if len(missing) < len(SPLITS):
             break
-    for split in SPLITS:
-        if split not in missing:
-            _check(files[split], published, split)
+    texts = {split: _read(files[split], published, split) for split in SPLITS if split not in missing}
     if missing and download and root == DOWNLOADS:
         _download(published, root, missing)
+        texts.update({split: _read(files[split], published, split) for split in missing})
     elif missing:
         raise UserError(f"{files[missing[0]]}: missing; {_by_hand(published, root)}")
-    return files
+    return {split: texts[split] for split in SPLITS}
 
 
 def _by_hand(published: PublishedCorpus, root: Path) -> str:
@@ -165,7 +171,7 @@ def _by_hand(published: PublishedCorpus, root: Path) -> str:
     )
 
 
-def _check(path: Path, published: PublishedCorpus, split: str) -> None:
+def _read(path: Path, published: PublishedCorpus, split: str) -> Text:
     content = read_regular(path, f"the {split} split of {published.name}", MAX_UNPACKED)
     problem = _problem(content, published, split)
     if problem:
@@ -173,6 +179,7 @@ def _check(path: Path, published: PublishedCorpus, split: str) -> None:
             f"{path}: {problem}; put the original there, or delete it (in data/ it is then downloaded again); "
             "data/README.md has the checksums"
         )
+    return Text(path, content)
 
 
 def _problem(content: bytes, published: PublishedCorpus, split: str) -> str:
