@@ -46,6 +46,9 @@ setup(
         "numpy>=1.19",
         "matplotlib>=3.7",  # figures
         "pandas>=1.4",  # tables of runs
+        "pooch>=1.8",  # downloads of corpora
+        "Jinja2>=3.1",  # the page of the report, LaTeX tables
+        "tabulate>=0.9",  # Markdown tables
         "tqdm>=4.60",  # progress bars
         # MXNet imports requests, which brings urllib3; the floors are the versions without known vulnerabilities.
         'requests; python_version < "3.10"',

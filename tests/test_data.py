@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import doctest
+import gzip
 import hashlib
 import http.server
 import json
 import math
 import os
 import socket
+import tarfile
 import threading
 import time
 import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import pytest
+import requests
 from helpers import file_size_limit, tarred, zipped
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +79,6 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NOISIN_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(published_corpora, "BACKOFF", 0.0)
     return tmp_path
 
 
@@ -341,7 +342,9 @@ def test_search_order(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytes
     assert words(load_corpus("ptb")) == TOKENS
     monkeypatch.setenv("NOISIN_DATA", str(alone / "environment"))
     assert words(load_corpus("ptb")) == TOKENS, "a folder without the corpus is passed over"
-    assert words(load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS
+    place("environment")
+    bad("data")
+    assert words(load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS, "the environment's comes before data/"
     bad("environment")
     assert "environment/ptb/ptb.test.txt" in fails("ptb"), "a folder with the corpus is not"
     place("argument")
@@ -366,9 +369,17 @@ def test_wrong_checksum_and_truncated_file(fake_ptb: PublishedCorpus, alone: Pat
 
 
 def test_without_download(fake_ptb: PublishedCorpus, alone: Path) -> None:
-    message = fails("ptb", download=False)
-    assert "data/ptb/ptb.train.txt" in message and "missing" in message and "NOISIN_DATA" in message
+    names = "ptb.train.txt, ptb.valid.txt, ptb.test.txt"
+    assert f"no {names} in data/ptb, and not downloaded (--no-download)" in fails("ptb", download=False)
     assert list(alone.iterdir()) == []
+
+
+def test_every_folder_that_was_looked_into_is_named(
+    fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOISIN_DATA", "/none")
+    message = fails("ptb", data_dir="/nope")
+    assert "in /nope/ptb or /none/ptb or data/ptb" in message and f"into {alone}/data/ptb" in message
 
 
 def test_incomplete_folder_of_the_users(fake_ptb: PublishedCorpus, alone: Path) -> None:
@@ -412,9 +423,10 @@ class Server:
             self.answers[f"/{prefix}/{split}.txt"] = (status, content, cut)
         return Source(f"{self.url}/{prefix}/{{split}}.txt")
 
-    def archive(self, name: str, content: bytes, member: str) -> Source:
-        self.answers[f"/{name}"] = (200, content, 0)
-        return Source(f"{self.url}/{name}", member)
+    def archive(self, name: str, content: bytes, member: str, delivered: Optional[bytes] = None) -> Source:
+        """The archive is known by its content, and what is delivered may be something else."""
+        self.answers[f"/{name}"] = (200, content if delivered is None else delivered, 0)
+        return Source(f"{self.url}/{name}", member, f"sha1:{hashlib.sha1(content).hexdigest()}")
 
 
 @pytest.fixture
@@ -453,26 +465,23 @@ def test_download(fake_ptb: PublishedCorpus, alone: Path, server: Server, monkey
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason", "requests"),
+    ("fault", "reason"),
     [
-        ({"status": 404}, "HTTP status 404", 1),
-        ({"status": 503}, "HTTP status 503", 3),
-        ({"cut": 3}, "connection closed", 3),
-        ({"text": {split: content[:-1] for split, content in TEXT.items()}}, "truncated", 1),
-        ({"text": {split: content[::-1] for split, content in TEXT.items()}}, "wrong checksum", 1),
-        ({"text": {split: content + b"x" for split, content in TEXT.items()}}, "more than", 1),
+        ({"status": 404}, "HTTP status 404"),
+        ({"status": 503}, "HTTP status 503"),
+        ({"cut": 3}, "connection broken"),
+        ({"text": {split: content[::-1] for split, content in TEXT.items()}}, "wrong checksum"),
     ],
 )
 def test_bad_candidate_and_fallback(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
-    fault: dict, reason: str, requests: int,
-) -> None:  # fmt: skip
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, fault: dict, reason: str
+) -> None:
     bad = server.deliver("bad", **fault)
     offer(monkeypatch, bad)
     message = fails("ptb")
-    assert reason in message and bad.url in message and "NOISIN_DATA" in message and "LDC" in message
+    assert f"(127.0.0.1:{server.http.server_address[1]}: {reason})" in message
+    assert "--data-dir" in message and "LDC" in message and len(message) < 600 + len(str(alone))
     assert downloaded(alone) == {}
-    assert len(server.requests) == requests
     offer(monkeypatch, bad, server.deliver("good"))
     assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
@@ -481,12 +490,12 @@ def test_bad_candidate_and_fallback(
 def test_no_network_fails_at_once(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        urls = [f"http://127.0.0.1:{closed.getsockname()[1]}/{i}" for i in range(3)]
-        offer(monkeypatch, *map(Source, urls))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        offer(monkeypatch, *(Source(f"http://{host}/{i}") for i in range(3)))
         start = time.perf_counter()
         message = fails("ptb")
     assert time.perf_counter() - start < 5
-    assert all(url in message for url in urls) and "refused" in message
+    assert message.count(f"{host}: cannot be reached") == 3
     assert downloaded(alone) == {}
 
 
@@ -499,106 +508,71 @@ def test_silent_server(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pyte
         assert "timed out" in fails("ptb")
 
 
-def test_slow_server(fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_corpora, "PATIENCE", 0.0)
-    offer(monkeypatch, server.deliver("good"))
-    assert "not finished after" in fails("ptb")
-
-
-def test_a_server_that_drips_is_given_up(
+def test_a_certificate_that_is_not_trusted_is_said_to_be(
     fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    monkeypatch.setattr(published_corpora, "PATIENCE", 0.3)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
+) -> None:
+    offer(monkeypatch, Source("https://mirror.example/x"))
 
-        def drip() -> None:
-            connection, _ = listening.accept()
-            with connection, contextlib.suppress(OSError):  # the other side has gone
-                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                for _ in range(100):
-                    connection.sendall(b".")
-                    time.sleep(0.05)
+    def refused(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.SSLError("certificate verify failed")
 
-        threading.Thread(target=drip, daemon=True).start()
-        offer(monkeypatch, Source(f"http://127.0.0.1:{listening.getsockname()[1]}/x"))
-        start = time.perf_counter()
-        assert "not finished after" in fails("ptb")
-    assert time.perf_counter() - start < 2
+    monkeypatch.setattr(requests, "get", refused)
+    assert "(mirror.example: certificate not trusted, name yours with REQUESTS_CA_BUNDLE)" in fails("ptb")
 
 
 ARCHIVES = pytest.mark.parametrize(("pack", "name"), [(zipped, "a.zip"), (tarred, "a.tgz")])
 
 
 @ARCHIVES
-def test_archive_with_a_member_that_points_outside(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
+@pytest.mark.parametrize("before", ["in/", "./in/"])  # the original's names begin with a dot
+def test_archive(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name, before
 ) -> None:  # fmt: skip
-    members = {"../evil.txt": b"evil", f"{alone}/evil.txt": b"evil"}
-    members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
+    members = {"other.txt": b"other", **{f"{before}{split}.txt": content for split, content in TEXT.items()}}
     offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
     assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
-    assert not (alone.parent / "evil.txt").exists()
+
+
+def hours_of_headers() -> bytes:
+    """A tar archive whose header takes `tarfile` of older Pythons hours (CVE-2024-6232)."""
+    header = tarfile.TarInfo("x").tobuf()
+    kind = b"x"
+    content = b"0" * 2**13
+    extended = tarfile.TarInfo("pax")
+    extended.type, extended.size = kind, len(content)
+    return gzip.compress(extended.tobuf() + content + header + bytes(1024))
 
 
 @ARCHIVES
-def test_archive_without_the_members(
+@pytest.mark.parametrize("wrong", [b"", b"<html>moved</html>", hours_of_headers()])
+def test_another_archive_is_never_opened(
+    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name, wrong
+) -> None:  # fmt: skip
+    whole = pack({f"in/{split}.txt": content for split, content in TEXT.items()})
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("opened before it was checked")
+
+    monkeypatch.setattr(tarfile.TarFile, "open", opened)
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", opened)
+    # One that was put there by hand, or left by a process that was killed, is not looked at either.
+    for place in (alone / "data" / "ptb" / name, alone / "data" / "ptb" / ".download" / "archive"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(wrong)
+    offer(monkeypatch, server.archive(name, whole, "in/{split}.txt", wrong))
+    assert "wrong checksum" in fails("ptb")
+    assert downloaded(alone) == {f"data/ptb/{name}": wrong}
+
+
+@ARCHIVES
+def test_an_archive_of_another_text_is_refused(
     fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
 ) -> None:  # fmt: skip
-    members = {f"../in/{split}.txt": content for split, content in TEXT.items()}
-    offer(monkeypatch, server.archive(name, pack(members), "in/{split}.txt"))
-    assert "no in/train.txt in the archive" in fails("ptb")
+    whole = pack({f"in/{split}.txt": content * 9 for split, content in TEXT.items()})
+    offer(monkeypatch, server.archive(name, whole, "in/{split}.txt"))
+    assert "wrong checksum" in fails("ptb")
     assert downloaded(alone) == {}
-
-
-@ARCHIVES
-def test_damaged_archive(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name
-) -> None:  # fmt: skip
-    whole = pack({f"in/{split}.txt": content * 99 for split, content in TEXT.items()})
-    flipped = bytearray(whole)
-    flipped[len(whole) // 3] ^= 0xFF
-    for content in (b"", b"<html>moved</html>", whole[: len(whole) // 2], bytes(flipped), whole):
-        offer(monkeypatch, server.archive(name, content, "in/{split}.txt"))
-        assert name in fails("ptb")  # the last is a good archive whose members are too long
-        assert downloaded(alone) == {}
-
-
-def test_tar_whose_other_members_are_huge(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(published_corpora, "MAX_UNPACKED", 1000)
-    offer(monkeypatch, server.archive("a.tgz", tarred({"zeros": bytes(2000)}), "in/{split}.txt"))
-    assert "unpacks to more than 1,000 bytes" in fails("ptb")
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_zip_whose_method_unpacks_without_bound(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, method: int
-) -> None:
-    archive = zipped({f"in/{split}.txt": content for split, content in TEXT.items()}, method)
-    offer(monkeypatch, server.archive("a.zip", archive, "in/{split}.txt"))
-    assert "another method than deflate" in fails("ptb")
-
-
-def test_tar_of_very_many_members(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(published_corpora, "MAX_MEMBERS", 5)
-    members = {f"{n}": b"" for n in range(5)}
-    members.update((f"in/{split}.txt", content) for split, content in TEXT.items())
-    offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
-    assert "no in/train.txt in the archive" in fails("ptb")
-
-
-def test_tar_of_the_original_names_its_members_with_a_dot(
-    fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = {f"./in/{split}.txt": content for split, content in TEXT.items()}
-    offer(monkeypatch, server.archive("a.tgz", tarred(members), "in/{split}.txt"))
-    assert words(load_corpus("ptb")) == TOKENS
 
 
 def test_data_folder_cannot_be_written(
@@ -606,8 +580,7 @@ def test_data_folder_cannot_be_written(
 ) -> None:
     (alone / "data").write_bytes(b"in the way")
     offer(monkeypatch, server.deliver("good"))
-    message = fails("ptb")
-    assert "data/ptb/ptb.train.txt" in message and "cannot be written" in message
+    assert "data/ptb: cannot be written (Not a directory)" in fails("ptb")
 
 
 def test_full_disk_while_downloading(
@@ -616,7 +589,7 @@ def test_full_disk_while_downloading(
     offer(monkeypatch, server.deliver("good"))
     with file_size_limit(len(TEXT["train"]) - 1):
         message = fails("ptb")
-    assert "data/ptb/ptb.train.txt: cannot be written (File too large)" in message
+    assert "data/ptb: cannot be written (File too large)" in message
     assert downloaded(alone) == {}
     assert words(load_corpus("ptb")) == TOKENS
     assert downloaded(alone) == GOOD
@@ -631,6 +604,8 @@ def test_several_downloads_at_once_are_one(
     folder = alone / "data" / "ptb"
     folder.mkdir(parents=True)
     (folder / f".ptb.test.txt.{32 * '0'}.tmp").write_bytes(b"of a process that was kil")
+    (folder / ".download").mkdir()
+    (folder / ".download" / "tmp0").write_bytes(b"of another")
     with ThreadPoolExecutor(4) as pool:
         for corpus in pool.map(load_corpus, ["ptb"] * 4):
             assert words(corpus) == TOKENS

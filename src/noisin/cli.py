@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="holds ptb/ and wikitext-2/ (else NOISIN_DATA, else data/, else download)"
+        "--data-dir", metavar="DIR", help="folder with ptb/ and wikitext-2/ (then NOISIN_DATA, data/ and a download)"
     )
 
 

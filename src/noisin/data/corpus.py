@@ -67,8 +67,8 @@ def load_corpus(
         lines at its end count as nothing. Words are what white space separates. Write ``./ptb`` for a folder of one's
         own of that name.
     data_dir : str, optional
-        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first; by default the environment variable
-        NOISIN_DATA. Then comes ``data/`` under the current directory.
+        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first. Then come the environment variable NOISIN_DATA
+        and ``data/`` under the current directory.
     download : bool, default True
         Whether files found nowhere are downloaded into ``data/``.
     max_vocabulary : int, optional
