@@ -27,6 +27,7 @@ from helpers import file_size_limit, tarred, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
+from noisin.config import Config
 from noisin.data import batches as cut
 from noisin.data import cache, encoding, synthetic
 from noisin.data import corpus as corpora
@@ -366,6 +367,12 @@ def test_wrong_checksum_and_truncated_file(fake_ptb: PublishedCorpus, alone: Pat
     path.unlink()
     path.mkdir()
     assert "directory" in fails("ptb")
+
+
+def test_wikitext2_is_another_name_of_wikitext_2(alone: Path) -> None:
+    assert fails("wikitext2", download=False).startswith("wikitext-2: no wiki.train.tokens")
+    assert "published vocabulary" in fails("wikitext2", max_vocabulary=100)
+    assert Config(corpus="wikitext2") == Config(corpus="wikitext-2")
 
 
 def test_without_download(fake_ptb: PublishedCorpus, alone: Path) -> None:

@@ -9,7 +9,7 @@ from noisin.methods import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 # A module or package of src/noisin, or a package beside it, from the bottom up: each imports from those before it.
 ROOMS = (
-    *("tables", "graphs", "initializers", "system", "data", "native", "noise", "cells", "regularisers", "methods"),
+    *("graphs", "initializers", "system", "tables", "data", "native", "noise", "cells", "regularisers", "methods"),
     *("config", "figures", "model", "objective", "evaluation", "sampling", "optimizers", "runs", "training", "cli"),
     *("__main__", "benchmarks", "experiments"),
 )

@@ -14,6 +14,7 @@ from experiments.report.claims import CLAIMS, Evidence, Judgement, counted, plai
 from experiments.report.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
 from noisin.config import Config
 from noisin.methods import METHODS
+from noisin.tables import escape_markdown
 
 NOT_RUN = "not run yet"
 
@@ -312,11 +313,4 @@ def latex(table: pd.DataFrame, caption: str) -> str:
 
 def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
     """The same with what Markdown would take for more than text escaped."""
-
-    def safe(cell: Any) -> str:
-        text = " ".join(str(cell).split())
-        for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`"), ("[", r"\[")):
-            text = text.replace(special, escaped)
-        return text
-
-    return table.apply(lambda column: column.map(safe))
+    return table.apply(lambda column: column.map(lambda cell: escape_markdown(str(cell))))

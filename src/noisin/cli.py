@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from noisin.config import Config, config_from_dict, recorded_config
 from noisin.data.batches import left_out_notice
 from noisin.data.corpus import Corpus, load_corpus
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import NAMES
+from noisin.data.published import NAMES, full_name
 from noisin.data.table1 import table1
 from noisin.evaluation import make_evaluator
 from noisin.model import evaluated_at_once, initial_model
@@ -63,6 +64,8 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
         The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has
         gone.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have what the output's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work()
         if sys.stdout is not None:  # which the caller may have closed
@@ -103,7 +106,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -282,7 +285,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _report(line: str) -> None:
     """Print a line of the run's story on stdout, above the progress bar on stderr."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -290,7 +293,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = directory.read_config()
     if arguments.samples:
         config = dataclasses.replace(config, eval_samples=arguments.samples)
-    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    try:
+        corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    except UserError as error:
+        if arguments.corpus or config.corpus in NAMES:
+            raise
+        raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
     if corpus.digest != read_json(directory.path / "config.json").get("corpus_sha256"):
         raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
     at_once = evaluated_at_once(config)
@@ -308,12 +316,12 @@ def _sample(arguments: argparse.Namespace) -> None:
     words = arguments.prompt.split()
     unknown = sorted({word for word in words if word not in vocabulary})
     if unknown:
-        print(f"noisin: not in the vocabulary, read as <unk>: {' '.join(unknown)}", file=sys.stderr)
+        print(f"noisin: not in the vocabulary, read as <unk>: {printable(' '.join(unknown))}", file=sys.stderr)
     prompt = vocabulary[["<eos>"] + words]
     try:
         ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device)
         drawn = (harmless(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
-        text, separator = itertools.chain(words, drawn), ""
+        text, separator = itertools.chain(map(harmless, words), drawn), ""
         for word in text:
             end = word == "<eos>"
             print("\n" if end else separator + word, end="", flush=True)
@@ -331,7 +339,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:
     """The corpus that a configuration names, or the same text at `moved_to`."""
-    name = moved_to or config.corpus
+    name = full_name(moved_to or config.corpus)
     return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
 
 

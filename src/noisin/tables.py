@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence
 
+from noisin.system.errors import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -11,6 +13,14 @@ if TYPE_CHECKING:
 def markdown(table: pd.DataFrame) -> str:
     """A Markdown table, columns to the left."""
     return aligned([list(map(str, table.columns)), *(list(map(str, row)) for row in table.itertuples(index=False))])
+
+
+def escape_markdown(text: str) -> str:
+    """A text as a cell shows it: nothing in it is a new line, a column, HTML, code, a link or a terminal's command."""
+    text = printable(" ".join(text.split()))
+    for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`"), ("[", r"\[")):
+        text = text.replace(special, escaped)
+    return text
 
 
 def aligned(rows: Sequence[Sequence[str]], right: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
@@ -15,11 +16,13 @@ import numpy as np
 from noisin.data import synthetic
 from noisin.data.cache import encoded
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts
+from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
 from noisin.system.errors import UserError
 from noisin.system.files import read_regular
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
+
+_EXPECTED = f"{', '.join(NAMES)}, a text file, or a folder with train.txt, valid.txt and test.txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +88,14 @@ def load_corpus(
         If a file is missing, damaged, unreadable, not UTF-8 or without words, or no download works; one line that
         names the file, what was expected and what to do.
     """
+    name = full_name(name)
     if max_vocabulary is not None:
         if name in NAMES:
             raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
         if max_vocabulary < 3:
             raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
     if not name:
-        raise UserError(
-            "the name of the corpus is empty; give ptb, wikitext-2, synthetic, or the path of one's own text"
-        )
+        raise UserError(f"the name of the corpus is empty; expected {_EXPECTED}")
     if name == "synthetic":
         return _synthetic_corpus()
     if name in PUBLISHED:
@@ -120,9 +122,9 @@ def _own_files(path: Path) -> Dict[str, Path]:
         return {split: path / f"{split}.txt" for split in SPLITS}
     if os.path.lexists(path):
         return {"text": path}
+    close = difflib.get_close_matches(str(path).lower(), NAMES, 1)
     raise UserError(
-        f"{path}: no such corpus or file; expected {', '.join(PUBLISHED)}, synthetic, a text file, or a folder with "
-        "train.txt, valid.txt and test.txt"
+        f"{path}: no such corpus or file; " + (f"did you mean {close[0]}? " if close else "") + f"expected {_EXPECTED}"
     )
 
 

@@ -148,6 +148,12 @@ PUBLISHED = {
     ),
 }
 NAMES = (*PUBLISHED, "synthetic")  # what is called so is that corpus; any other name is a path
+_ALIASES = {"wikitext2": "wikitext-2"}  # as make's target
+
+
+def full_name(corpus: str) -> str:
+    """Return the name of a corpus in full; a path is left as it is."""
+    return _ALIASES.get(corpus, corpus)
 
 
 def find_texts(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Text]:

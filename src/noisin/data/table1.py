@@ -9,7 +9,7 @@ import numpy as np
 from noisin.data.corpus import Corpus
 from noisin.data.encoding import UNKNOWN
 from noisin.data.published import PUBLISHED, SPLITS
-from noisin.tables import aligned
+from noisin.tables import aligned, escape_markdown
 
 
 def statistics(corpus: Corpus) -> Dict[str, Any]:
@@ -53,7 +53,9 @@ def table1(corpora: Sequence[Corpus]) -> str:
     notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
     for corpus in corpora:
         numbers = statistics(corpus)
-        columns.append(_column(corpus.name, numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"]))
+        columns.append(
+            _column(escape_markdown(corpus.name), numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"])
+        )
         known = PUBLISHED.get(corpus.name)
         if known:
             columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))
