@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 from noisin.system.errors import UserError
@@ -207,7 +207,8 @@ def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) ->
     """Fetch the missing splits from the first sources that deliver them, one process at a time; say what failed."""
     from requests import RequestException
 
-    files, failures = published.files(root), []
+    files = published.files(root)
+    failures: Dict[str, List[str]] = {}  # the servers, by what was wrong
     aside = root / published.name / ".download"
     try:
         with hold_folder(root / published.name, PATIENCE):
@@ -221,7 +222,7 @@ def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) ->
                         for split, content in _fetch(source, published, left, aside):
                             write_bytes(files[split], content)
                     except (RequestException, ValueError) as error:
-                        failures.append(f"{urlsplit(source.url).netloc}: {_reason(error)}")
+                        failures.setdefault(_reason(error), []).append(urlsplit(source.url).netloc)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -229,7 +230,9 @@ def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) ->
             f"{root / published.name}: cannot be written ({error.strerror}); expected a writable folder with room for "
             f"the corpus; or give --data-dir, a folder that holds {published.name}/"
         ) from None
-    return "" if all(file.exists() for file in files.values()) else "; ".join(failures) or "no source is known"
+    if all(file.exists() for file in files.values()):
+        return ""
+    return "; ".join(f"{', '.join(servers)}: {reason}" for reason, servers in failures.items()) or "no source is known"
 
 
 def _fetch(
