@@ -47,10 +47,9 @@ setup(
         "matplotlib>=3.7",  # figures
         "pandas>=1.4",  # tables of runs
         "pooch>=1.8",  # downloads of corpora
-        "Jinja2>=3.1",  # the page of the report, LaTeX tables
         "tabulate>=0.9",  # Markdown tables
         "tqdm>=4.60",  # progress bars
-        # MXNet imports requests, which brings urllib3; the floors are the versions without known vulnerabilities.
+        # MXNet and pooch import requests, which brings urllib3; the floors are the versions without known vulnerabilities.
         'requests; python_version < "3.10"',
         'requests>=2.33.0; python_version >= "3.10"',
         'urllib3>=2.7.0; python_version >= "3.10"',
@@ -58,6 +57,7 @@ setup(
     extras_require={
         "test": ["pytest>=7", "pytest-timeout>=2.1", "hypothesis>=6.80"],
         "lint": ["ruff>=0.6", "mypy>=1.8"],
+        "report": ["Jinja2>=3.1", "pandas>=2.0"],  # `make report`: its page, and its tables for LaTeX
         "peers": ["torch>=2.4"],  # only for `make bench`; PyTorch's CPU build is enough
         "fuzz": ["atheris>=2.3"],  # only for tests/fuzz.py, see SECURITY.md
         "tensorboard": ["tensorboardX>=2.6"],

@@ -290,25 +290,28 @@ def latex_text(text: str) -> str:
 def latex(table: pd.DataFrame, caption: str) -> str:
     """A table for LaTeX's booktabs; columns of numbers to the right."""
     right = [all(re.fullmatch(r"-|\d+(\.\d+)?", cell) for cell in table[name]) for name in table]
-    rows = [[latex_text("--" if cell == "-" else cell) for cell in row] for row in table.itertuples(index=False)]
-    body = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}; made by `make report`",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_text(caption)}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in right)}}}",
-            r"\toprule",
-            " & ".join(map(latex_text, table.columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
+    shown = table.apply(lambda column: column.map(lambda cell: latex_text("--" if cell == "-" else cell)))
+    text = shown.to_latex(
+        index=False,
+        header=[latex_text(name) for name in table],
+        escape=False,  # pandas leaves <, [, γ and their like
+        caption=latex_text(caption),
+        column_format="".join("r" if number else "l" for number in right),
     )
+    head = "% needs \\usepackage{booktabs}; made by `make report`\n"
+    return head + text.replace("\\begin{table}", "\\begin{table}\n\\centering", 1)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV: nothing in place of a dash, and no text that is a formula to a spreadsheet (as OWASP has it)."""
+
+    def plain_cell(cell: Any) -> Any:
+        if not isinstance(cell, str) or cell == "-":
+            return None if isinstance(cell, str) else cell
+        return f"'{cell}" if re.match("[=+@\x00-\x1f\x7f-]", cell) else cell
+
+    texts = {name: table[name].map(plain_cell) for name in table.select_dtypes(exclude="number")}
+    return table.assign(**texts).to_csv(index=False)
 
 
 def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
