@@ -49,7 +49,7 @@ setup(
         "pooch>=1.8",  # downloads of corpora
         "tabulate>=0.9",  # Markdown tables
         "tqdm>=4.60",  # progress bars
-        # MXNet and pooch import requests, which brings urllib3; the floors are the versions without known vulnerabilities.
+        # MXNet and pooch import requests, which brings urllib3; the floors are the versions without known holes.
         'requests; python_version < "3.10"',
         'requests>=2.33.0; python_version >= "3.10"',
         'urllib3>=2.7.0; python_version >= "3.10"',

@@ -160,8 +160,7 @@ def exact(found: Sequence[Line]) -> pd.DataFrame:
     """The table for programs: every digit of the records, nothing where there is nothing."""
     rows = [_values(line) for line in found]
     names = [*found[0].case.options, *EXACT]
-    whole = {name: "Int64" for name in ("seed", "best_epoch", "epochs", "test_samples")}
-    return pd.DataFrame(rows, columns=names).astype(whole)
+    return pd.DataFrame(rows, columns=names, dtype=object)  # or 3 would become 3.0 beside a missing one
 
 
 EXACT = (
@@ -310,8 +309,8 @@ def csv_text(table: pd.DataFrame) -> str:
             return None if isinstance(cell, str) else cell
         return f"'{cell}" if re.match("[=+@\x00-\x1f\x7f-]", cell) else cell
 
-    texts = {name: table[name].map(plain_cell) for name in table.select_dtypes(exclude="number")}
-    return table.assign(**texts).to_csv(index=False)
+    rows = [[plain_cell(cell) for cell in row] for row in table.itertuples(index=False)]
+    return pd.DataFrame(rows, columns=table.columns, dtype=object).to_csv(index=False)
 
 
 def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
