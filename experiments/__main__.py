@@ -21,7 +21,7 @@ from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
-from noisin.system.errors import UserError, quoted
+from noisin.system.errors import UserError, printable, quoted
 from noisin.system.process import Job
 from noisin.system.threads import threads, useful_threads
 from noisin.tables import markdown
@@ -45,7 +45,7 @@ def _do(arguments: argparse.Namespace) -> None:
         update_pages()
     elif arguments.command == "report":
         write_report(arguments.out)
-        print(f"Written: {arguments.out / 'index.html'}, and its tables and figures beside it")
+        print(f"Written: {printable(str(arguments.out / 'index.html'))}, and its tables and figures beside it")
     else:
         _compare(EXPERIMENTS[arguments.command], arguments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -79,13 +80,43 @@ def refused(capsys, *arguments):
         ("sample nowhere", "nowhere holds no run"),
         ("sample nowhere --words 0", "0 is not a positive whole number"),
         ("data", "CORPUS"),
-        ("data nowhere", "nowhere"),
+        ("data nowhere", "nowhere: no such corpus or file; expected ptb, wikitext-2, synthetic, a text file"),
+        ("data ptbb", "did you mean ptb?"),
+        ("train --corpus WikiText2", "did you mean wikitext-2?"),
+        ("train --corpus wikitext2 --max-vocabulary 5", "does not act with corpus wikitext-2"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_wrong(capsys, monkeypatch, tmp_path, arguments, says):
     monkeypatch.chdir(tmp_path)
     assert says in refused(capsys, *arguments.split())
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_output_cannot_show_is_escaped(monkeypatch, tmp_path, encoding):
+    monkeypatch.chdir(tmp_path)
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+    for name in ("\u4e2d\u6587.txt", os.fsdecode(b"\xff.txt")):  # no encoding has the second one
+        Path(name).write_text("one two three\n" * 20)
+        assert main(["data", name]) == 0
+    shown = output.getvalue().decode(encoding)
+    assert ("\u4e2d\u6587" if encoding == "utf-8" else "\\u4e2d\\u6587") in shown and "\\udcff.txt" in shown
+
+
+def test_a_name_is_neither_markdown_nor_a_command_to_the_terminal(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name = "a|b`<i>[x]\x1b[2J.txt"
+    Path(name).write_text("one two three\n" * 700)
+    assert main(["data", name]) == 0
+    table = capsys.readouterr().out
+    assert r"a\|b\`&lt;i>\[x]\\x1b\[2J.txt" in table and table.splitlines()[0].replace(r"\|", "").count("|") == 3
+    assert main(["train", "--run-dir", "run\x1b[2J", *QUICK]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert r"\x1b[2J" in refused(capsys, "train", "\x1b[2J\n")
+    assert main(["sample", "run\x1b[2J", "--prompt", "\x1b[2J", "--words", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
@@ -174,6 +205,16 @@ def own_run(tmp_path_factory):
     )
     assert status == 0
     return folder
+
+
+def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: None)
+    (tmp_path / "text.txt").write_text("one two three four\n" * 700)
+    training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
+    assert main(training) == 0
+    assert "559 of the training split's 2,800 tokens (20%)" in capsys.readouterr().out
+    assert main([*training, "--unroll", "29"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
@@ -268,7 +309,10 @@ def test_sampling_needs_no_text(own_run, capsys, tmp_path):
     arguments = ["--temperature", "0", "--words", "4", "--prompt", "one two"]
     assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
     assert capsys.readouterr().out.startswith("one two three four\n")
-    assert "gone.txt" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    moved = refused(capsys, "evaluate", str(tmp_path / "run"))
+    assert "gone.txt" in moved and moved.endswith("if the text of this run has moved, say where it is with --corpus\n")
+    elsewhere = refused(capsys, "evaluate", str(tmp_path / "run"), "--corpus", "nowhere.txt")
+    assert "nowhere.txt" in elsewhere and "moved" not in elsewhere
     (tmp_path / "run" / "vocabulary.txt").unlink()
     assert "repeat the command that trained" in refused(capsys, "sample", str(tmp_path / "run"))
 

@@ -135,16 +135,17 @@ def test_a_hundred_megabytes_with_a_million_types_are_prepared_and_trained_in_bo
 def test_a_text_is_encoded_in_a_few_bytes_a_token(tmp_path, lines):
     """What the words would take as Python strings is ten times as much."""
     from noisin.data import encoding
-    from noisin.data.published import SPLITS
+    from noisin.data.published import SPLITS, Text
 
     path = tmp_path / "text.txt"
     write_text(path, 1, types=300)
     if lines == "one":
         path.write_text(path.read_text().replace("\n", " "))
+    text = Text(path, path.read_bytes())
     encoding._vocabulary({"a": 1})  # with gluonnlp loaded
     tracemalloc.start()
     try:
-        _, splits = encoding.encode(dict.fromkeys(SPLITS, path) if lines == "one" else {"text": path}, None)
+        _, splits = encoding.encode(dict.fromkeys(SPLITS, text) if lines == "one" else {"text": text}, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

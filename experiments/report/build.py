@@ -20,6 +20,7 @@ from experiments.report.runs import ESTIMATORS, Run, in_case, load_runs, number,
 from experiments.report.tables import (
     Line,
     claims_frame,
+    csv_text,
     exact,
     frame,
     latex,
@@ -90,7 +91,7 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
     """Write a table in its three forms; returns their contents by the names of the files."""
     contents = {
         f"{name}.md": f"**{title}**\n\n{markdown(markdown_safe(shown))}\n",
-        f"{name}.csv": full.to_csv(index=False),
+        f"{name}.csv": csv_text(full),
         f"{name}.tex": latex(shown, title),
     }
     for file, content in contents.items():

@@ -21,6 +21,7 @@ from noisin.system.errors import UserError
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")
 APPROXIMATE = "≈"
+LARGEST = 1e100  # a perplexity whose square, and a sum of some, is still a float
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Run:
     @property
     def valid(self) -> float:
         """Best validation perplexity; infinite for a run that diverged before its first."""
-        return math.inf if self.record["valid_ppl"] is None else self.record["valid_ppl"]
+        return _perplexity(self.record["valid_ppl"])
 
     def test(self, estimator: str) -> float:
         """Test perplexity; infinite where a diverged run has none, or it was not finite.
@@ -63,9 +64,8 @@ class Run:
         """
         test = self.record["test_ppl"] or {}
         if estimator == "limit" and self.approximate:
-            return approximate_limit(self.test("bound"), self.test("averaged"), test["samples"])
-        value = test.get("averaged_limit" if estimator == "limit" else estimator)
-        return math.inf if value is None else value
+            return _perplexity(approximate_limit(self.test("bound"), self.test("averaged"), test["samples"]))
+        return _perplexity(test.get("averaged_limit" if estimator == "limit" else estimator))
 
     @property
     def approximate(self) -> bool:
@@ -85,6 +85,11 @@ class Run:
     def variant(self) -> str:
         """What this run shares with those that differ from it by the seed alone; by the dtype nothing is chosen."""
         return variant_of(self.config)
+
+
+def _perplexity(value: Optional[float]) -> float:
+    """A perplexity to compute with: none is below 1, and one above `LARGEST` is as good as infinite."""
+    return math.inf if value is None or value > LARGEST else max(value, 1.0)
 
 
 def variant_of(config: Config) -> str:
@@ -233,7 +238,7 @@ class Score:
 
 def number(value: float) -> str:
     """A perplexity as the tables show it; a dash where a run has none."""
-    return f"{value:.1f}" if math.isfinite(value) else "-"
+    return f"{value:{'.1f' if value < 1e7 else '.3g'}}" if math.isfinite(value) else "-"
 
 
 def _marked(value: float, estimated: bool) -> str:

@@ -14,6 +14,7 @@ from experiments.report.claims import CLAIMS, Evidence, Judgement, counted, plai
 from experiments.report.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
 from noisin.config import Config
 from noisin.methods import METHODS
+from noisin.tables import escape_markdown
 
 NOT_RUN = "not run yet"
 
@@ -159,8 +160,7 @@ def exact(found: Sequence[Line]) -> pd.DataFrame:
     """The table for programs: every digit of the records, nothing where there is nothing."""
     rows = [_values(line) for line in found]
     names = [*found[0].case.options, *EXACT]
-    whole = {name: "Int64" for name in ("seed", "best_epoch", "epochs", "test_samples")}
-    return pd.DataFrame(rows, columns=names).astype(whole)
+    return pd.DataFrame(rows, columns=names, dtype=object)  # or 3 would become 3.0 beside a missing one
 
 
 EXACT = (
@@ -289,34 +289,30 @@ def latex_text(text: str) -> str:
 def latex(table: pd.DataFrame, caption: str) -> str:
     """A table for LaTeX's booktabs; columns of numbers to the right."""
     right = [all(re.fullmatch(r"-|\d+(\.\d+)?", cell) for cell in table[name]) for name in table]
-    rows = [[latex_text("--" if cell == "-" else cell) for cell in row] for row in table.itertuples(index=False)]
-    body = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}; made by `make report`",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_text(caption)}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in right)}}}",
-            r"\toprule",
-            " & ".join(map(latex_text, table.columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
+    shown = table.apply(lambda column: column.map(lambda cell: latex_text("--" if cell == "-" else cell)))
+    text = shown.to_latex(
+        index=False,
+        header=[latex_text(name) for name in table],
+        escape=False,  # pandas leaves <, [, γ and their like
+        caption=latex_text(caption),
+        column_format="".join("r" if number else "l" for number in right),
     )
+    head = "% needs \\usepackage{booktabs}; made by `make report`\n"
+    return head + text.replace("\\begin{table}", "\\begin{table}\n\\centering", 1)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV: nothing in place of a dash, and no text that is a formula to a spreadsheet (as OWASP has it)."""
+
+    def plain_cell(cell: Any) -> Any:
+        if not isinstance(cell, str) or cell == "-":
+            return None if isinstance(cell, str) else cell
+        return f"'{cell}" if re.match("[=+@\x00-\x1f\x7f-]", cell) else cell
+
+    rows = [[plain_cell(cell) for cell in row] for row in table.itertuples(index=False)]
+    return pd.DataFrame(rows, columns=table.columns, dtype=object).to_csv(index=False)
 
 
 def markdown_safe(table: pd.DataFrame) -> pd.DataFrame:
     """The same with what Markdown would take for more than text escaped."""
-
-    def safe(cell: Any) -> str:
-        text = " ".join(str(cell).split())
-        for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`"), ("[", r"\[")):
-            text = text.replace(special, escaped)
-        return text
-
-    return table.apply(lambda column: column.map(safe))
+    return table.apply(lambda column: column.map(lambda cell: escape_markdown(str(cell))))

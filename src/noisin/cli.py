@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import io
 import itertools
 import json
 import os
@@ -19,9 +20,10 @@ from tqdm import tqdm
 
 from noisin import __version__
 from noisin.config import Config, config_from_dict, recorded_config
+from noisin.data.batches import left_out_notice
 from noisin.data.corpus import Corpus, load_corpus
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import NAMES
+from noisin.data.published import NAMES, full_name
 from noisin.data.table1 import table1
 from noisin.evaluation import make_evaluator
 from noisin.model import evaluated_at_once, initial_model
@@ -63,6 +65,8 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
         The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has
         gone.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have what the output's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work()
         if sys.stdout is not None:  # which the caller may have closed
@@ -113,7 +117,7 @@ class OneLineParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="holds ptb/ and wikitext-2/ (else NOISIN_DATA, else data/, else download)"
+        "--data-dir", metavar="DIR", help="folder with ptb/ and wikitext-2/ (then NOISIN_DATA, data/ and a download)"
     )
 
 
@@ -262,6 +266,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.in_own_process:
         _restart_with_threads(arguments.threads, config)
     corpus = config_corpus(config, arguments.data_dir)
+    notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
+    if notice:
+        _report(notice)
     directory = arguments.run_dir or Path("runs") / config.name
     shown = {"progress": not arguments.quiet, "events": arguments.events}
     train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
@@ -298,7 +305,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _report(line: str) -> None:
     """Print a line of the run's story on stdout, above the progress bar on stderr."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -306,7 +313,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = directory.read_config()
     if arguments.samples:
         config = dataclasses.replace(config, eval_samples=arguments.samples)
-    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    try:
+        corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+    except UserError as error:
+        if arguments.corpus or config.corpus in NAMES:
+            raise
+        raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
     if corpus.digest != read_json(directory.path / "config.json").get("corpus_sha256"):
         raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
     at_once = evaluated_at_once(config)
@@ -324,13 +336,13 @@ def _sample(arguments: argparse.Namespace) -> None:
     words = arguments.prompt.split()
     unknown = sorted({word for word in words if word not in vocabulary})
     if unknown:
-        print(f"noisin: not in the vocabulary, read as <unk>: {' '.join(unknown)}", file=sys.stderr)
+        print(f"noisin: not in the vocabulary, read as <unk>: {printable(' '.join(unknown))}", file=sys.stderr)
     prompt = vocabulary[["<eos>"] + words]
     try:
         excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
         ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, excluded)
         drawn = (harmless(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
-        text, separator = itertools.chain(words, drawn), ""
+        text, separator = itertools.chain(map(harmless, words), drawn), ""
         for word in text:
             end = word == "<eos>"
             print("\n" if end else separator + word, end="", flush=True)
@@ -348,7 +360,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:
     """The corpus that a configuration names, or the same text at `moved_to`."""
-    name = moved_to or config.corpus
+    name = full_name(moved_to or config.corpus)
     return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
 
 

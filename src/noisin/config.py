@@ -12,7 +12,7 @@ from typing import Any, Collection, Dict, List, Optional
 
 from noisin.cells import ACTIVATIONS, CELLS
 from noisin.data.corpus import OWN_VOCABULARY
-from noisin.data.published import NAMES
+from noisin.data.published import NAMES, full_name
 from noisin.initializers import RECURRENT_INITS
 from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
@@ -163,6 +163,7 @@ class Config:
         for entry in dataclasses.fields(self):
             _check(entry, getattr(self, entry.name))
             object.__setattr__(self, entry.name, _with_floats(entry, getattr(self, entry.name)))
+        object.__setattr__(self, "corpus", full_name(self.corpus))
         if self.cell == "rnn" and self.activation is None:
             raise UserError("activation is missing: an rnn cell needs tanh, sigmoid or relu")
         if self.decoder == "tied" and self.embedding not in (0, self.hidden):

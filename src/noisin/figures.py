@@ -96,7 +96,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for layer in range(layers):
             style: Dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[layer % len(DASHES)]}
             label = _label(record, records) + (f", layer {layer + 1}" if layers > 1 else "")
-            values = [entry["gamma"][layer] for entry in record["epochs"]]
+            values = [_drawable(entry["gamma"][layer]) for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
     for bound in sorted({record["config"]["lower_bound"] for record in records}):
         axes.axhline(bound, color="#777777", linewidth=1)
@@ -136,9 +136,10 @@ def _panel(
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:
+        floor = _drawable(floor)
         axes.axhline(floor, color="#777777", linewidth=1)
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-        axes.annotate(f"floor {floor:.2f}", (0.99, floor), **place)
+        axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place)
 
 
 def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
@@ -270,10 +271,10 @@ def _curve(
     """One run's curve, with a star at its best epoch on validation; plainer where it is one of several seeds."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
     style = {**_look(record, shade), **({} if alone else SEEDS)}
-    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, **style)
+    axes.plot(epochs, [_drawable(entry[key]) for entry in record["epochs"]], label=label, **style)
     if key == "valid_ppl" and record["best_epoch"]:
         star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12 if alone else 7, "zorder": 3}
-        axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
+        axes.plot(record["best_epoch"], _drawable(record["valid_ppl"]), "*", **star)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -309,9 +310,14 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
+def _drawable(value: float) -> float:
+    """The value within what matplotlib can scale; a record may have any float."""
+    return min(max(value, 1e-9), 1e99)
+
+
 def _limits(records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float], headroom: float) -> Any:
     """From just below the lowest point to `headroom` times the highest minimum: the first descent hides the rest."""
-    lowest = [min(entry[key] for entry in record["epochs"]) for record in records if record["epochs"]]
+    lowest = [_drawable(min(entry[key] for entry in record["epochs"])) for record in records if record["epochs"]]
     if not lowest:
         return None, None
-    return 0.96 * min([*lowest, floor or lowest[0]]), headroom * max(lowest)
+    return 0.96 * min([*lowest, _drawable(floor or lowest[0])]), headroom * max(lowest)

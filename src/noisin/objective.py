@@ -190,9 +190,9 @@ def approximate_limit(bound: float, averaged: float, samples: int) -> float:
     bound, averaged : float
         Perplexities.
     samples : int
-        S. From 1 nothing can be extrapolated: `averaged` is returned, as for a deterministic model.
+        S. From 1, or from an infinite bound, nothing can be extrapolated: `averaged` is returned.
     """
-    return averaged * (averaged / bound) ** (1 / (samples - 1)) if samples > 1 and averaged < math.inf else averaged
+    return averaged * (averaged / bound) ** (1 / (samples - 1)) if samples > 1 and bound < math.inf else averaged
 
 
 def perplexity(log_p_total: float, tokens: int) -> float:

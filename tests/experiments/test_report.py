@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -24,6 +26,7 @@ from experiments.report.page import Picture, Speed, page
 from experiments.report.runs import Run, choose, load_runs
 from experiments.report.tables import (
     Line,
+    csv_text,
     exact,
     frame,
     latex,
@@ -415,6 +418,31 @@ def test_variants_are_compared_on_the_seeds_that_all_have(tmp_path):
     assert choose(runs, "noisin").config.gamma == [0.2]
     runs = put(tmp_path, *records, record_of(changed(worse, seed=3), valid=101.0))  # none in common
     assert choose(runs, "noisin").config.gamma == [0.1]
+
+
+@pytest.mark.parametrize("low, high", [(5e-324, 1.0), (1e15, 1e200), (1e200, sys.float_info.max)])
+def test_a_valid_record_of_extreme_numbers_is_shown_too(tmp_path, low, high):
+    records = []
+    for seed, config in itertools.product((1, 2), (NONE, NOISIN, LEARNED)):
+        record = record_of(changed(config, seed=seed), valid=low, best=1, floor_ppl=high, parameters=10**30)
+        for epoch in record["epochs"]:
+            epoch.update(valid_ppl=low if epoch["epoch"] == 1 else high, train_ppl=high, seconds=low)
+            epoch.update(tokens_per_second=high, gamma=[high] * len(record["gamma"]))
+        record.update(gamma=record["epochs"][0]["gamma"])
+        record["test_ppl"].update(clean=low, bound=high, averaged=low, samples=2 if seed == 1 else 10**30)
+        for name in ("averaged_limit", "averaged_limit_error"):
+            del record["test_ppl"][name]
+        records.append(record)
+    report(tmp_path, *records)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "figure2.csv").read_text())))
+    assert (rows[0]["valid_ppl"], rows[1]["test_samples"]) == (repr(low), str(10**30))
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\x00"])
+def test_no_text_of_a_csv_is_a_formula(text):
+    table = pd.DataFrame([{"a": text, "b": -1.5, "c": "-", "d": f"1{text}"}], dtype=object)
+    (row,) = csv.reader(io.StringIO(csv_text(table).split("\n", 1)[1].replace("\x00", "0"), newline=""))
+    assert row == ["'" + text.replace("\x00", "0"), "-1.5", "", "1" + text.replace("\x00", "0")]
 
 
 def test_seeds_are_averaged_and_never_chosen_among(tmp_path):

@@ -18,14 +18,13 @@ from unittest import mock
 
 import mxnet as mx
 import numpy as np
-from helpers.archives import tarred, zipped
 from helpers.processes import ROOT
 from mxnet import gluon
 
 from benchmarks import report
 from experiments.report.runs import load_runs
 from noisin.config import Config, config_from_dict
-from noisin.data import cache, published
+from noisin.data import cache
 from noisin.data.corpus import OWN_VOCABULARY, load_corpus
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import SPLITS
@@ -135,14 +134,6 @@ def read_cache(content: bytes) -> None:
     assert cache._read_cache(put(content, f"{CACHE_KEY}.npz")) is not None, "None stands for a refusal"
 
 
-def read_archive(zipped: bool) -> Callable[[bytes], None]:
-    def read(content: bytes) -> None:
-        unpacked = published._unpack(content, zipped, MEMBERS, SIZES)
-        assert set(unpacked) == set(MEMBERS) and all(len(unpacked[split]) <= SIZES[split] + 1 for split in MEMBERS)
-
-    return read
-
-
 def read_measurements(content: bytes) -> None:
     results = report.read_results(put(content, "results.json"))
     for workload in report.workloads_in(results):
@@ -177,9 +168,6 @@ def _cache() -> bytes:
 
 
 CACHE_KEY = "key"
-MEMBERS = {split: f"in/{split}.txt" for split in SPLITS}
-TEXTS = {member: b"dax zorp\n" for member in MEMBERS.values()}
-SIZES = dict.fromkeys(SPLITS, 9)
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
 WEIGHTS = _params()
@@ -207,8 +195,6 @@ READERS = {
     "vocabulary": Reader(read_vocabulary, b"<unk>\n<eos>\ndax\nzorp\n\xc3\xa9\n"),
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
     "cache": Reader(read_cache, _cache(), (AssertionError,)),
-    "zip": Reader(read_archive(True), zipped(TEXTS), (published._SourceFailed,)),
-    "tar": Reader(read_archive(False), tarred(TEXTS), (published._SourceFailed,)),
     "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),
     "record": Reader(read_records, min((ROOT / "experiments" / "results" / "figure2").glob("*.json")).read_bytes()),
 }

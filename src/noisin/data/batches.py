@@ -9,6 +9,10 @@ import numpy as np
 
 from noisin.system.errors import UserError
 
+# Of a text: a larger share that no batch trains on is worth a line. The last, shorter segment is left out rather than
+# trained on, which would add an update to every epoch of the committed runs for 0.03 to 0.12 % of their tokens.
+NOTABLE_SHARE = 0.05
+
 
 def number_of_training_batches(tokens: np.ndarray, batch_size: int, unroll: int) -> int:
     """Count what `training_batches` yields for the same arguments (0 if it would refuse them)."""
@@ -61,6 +65,18 @@ def training_batches(tokens: np.ndarray, batch_size: int, unroll: int) -> Iterat
     pairs = (len(tokens) - 1) // batch_size * batch_size
     inputs, targets = _columns(tokens[:pairs], batch_size), _columns(tokens[1 : pairs + 1], batch_size)
     return ((inputs[i : i + unroll], targets[i : i + unroll]) for i in range(0, number * unroll, unroll))
+
+
+def left_out_notice(tokens: np.ndarray, batch_size: int, unroll: int) -> str:
+    """Say in one line how much of a split `training_batches` leaves out; empty where it is next to nothing."""
+    trained = number_of_training_batches(tokens, batch_size, unroll) * batch_size * unroll
+    left_out = max(len(tokens) - 1, 0) - trained
+    if trained == 0 or left_out <= NOTABLE_SHARE * len(tokens):
+        return ""
+    return (
+        f"{left_out:,} of the training split's {len(tokens):,} tokens ({left_out / len(tokens):.0%}) are not trained "
+        f"on: they do not fill a segment of {batch_size} columns and {unroll} steps; lower --batch-size or --unroll"
+    )
 
 
 def evaluation_batches(

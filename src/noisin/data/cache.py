@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -13,25 +12,19 @@ from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence,
 import numpy as np
 
 from noisin.data.encoding import END, UNKNOWN, encode
-from noisin.data.published import SPLITS
-from noisin.system.errors import UserError
+from noisin.data.published import SPLITS, Text
 from noisin.system.files import hold_folder, parse_json, read_regular, write_bytes
 
 PATIENCE = 600.0  # seconds to wait for another process that encodes a corpus
-CACHE_FORMAT = 1  # raise it when the meaning of a cached file changes
+CACHE_FORMAT = 2  # raise it when the meaning of a cached file changes
 
 
 def encoded(
-    digest: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]
+    digest: str, texts: Mapping[str, Text], max_vocabulary: Optional[int]
 ) -> Tuple[List[str], Dict[str, np.ndarray]]:
-    """Return the types and the splits of these files, from the cache if the same contents were encoded before."""
+    """Return the types and the splits of these texts, from the cache if the same contents were encoded before."""
     cached = _cache_folder() / f"{digest}-{max_vocabulary or 'all'}-v{CACHE_FORMAT}.npz"
-    return _read_cache(cached) or _make_cache(cached, files, checksums, max_vocabulary)
-
-
-def file_checksums(files: Mapping[str, Path]) -> List[str]:
-    """Return the sha256 of the contents of each file."""
-    return [hashlib.sha256(read_regular(file, "UTF-8 text")).hexdigest() for file in files.values()]
+    return _read_cache(cached) or _make_cache(cached, texts, max_vocabulary)
 
 
 def _cache_folder() -> Path:
@@ -57,7 +50,7 @@ def _read_cache(path: Path) -> Optional[Tuple[List[str], Dict[str, np.ndarray]]]
 
 
 def _make_cache(
-    path: Path, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]
+    path: Path, texts: Mapping[str, Text], max_vocabulary: Optional[int]
 ) -> Tuple[List[str], Dict[str, np.ndarray]]:
     """Encode a corpus, one process at a time, and cache it; or read what a process has cached that was waited for."""
     try:
@@ -67,10 +60,7 @@ def _make_cache(
     with lock:
         stored = _read_cache(path)
         if stored is None:
-            stored = encode(files, max_vocabulary)
-            if file_checksums(files) != list(checksums):  # else another text would be kept under this one's name
-                changed = ", ".join(map(str, files.values()))
-                raise UserError(f"{changed}: changed while it was read; leave it alone and repeat the command")
+            stored = encode(texts, max_vocabulary)
             _write_cache(path, *stored)
         return stored
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Optional, Sequence
+from typing import Dict, Iterable, Mapping, Optional
 
 import gluonnlp
 import numpy as np
 
 from noisin.data import synthetic
-from noisin.data.cache import encoded, file_checksums
+from noisin.data.cache import encoded
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import NAMES, PUBLISHED, SPLITS, find_files
+from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
 from noisin.system.errors import UserError
+from noisin.system.files import read_regular
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
+
+_EXPECTED = f"{', '.join(NAMES)}, a text file, or a folder with train.txt, valid.txt and test.txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +66,12 @@ def load_corpus(
     ----------
     name : str
         ``ptb``, ``wikitext-2``, ``synthetic``, or a path to one's own text: a folder that holds train.txt, valid.txt
-        and test.txt, or one UTF-8 file, whose lines are split 80/10/10 in their order. Words are what white space
-        separates. Write ``./ptb`` for a folder of one's own of that name.
+        and test.txt, or one UTF-8 file, which is split 80/10/10: by lines or, where it has too few, by words; blank
+        lines at its end count as nothing. Words are what white space separates. Write ``./ptb`` for a folder of one's
+        own of that name.
     data_dir : str, optional
-        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first; by default the environment variable
-        NOISIN_DATA. Then comes ``data/`` under the current directory.
+        Folder in which ``ptb/`` or ``wikitext-2/`` is looked for first. Then come the environment variable NOISIN_DATA
+        and ``data/`` under the current directory.
     download : bool, default True
         Whether files found nowhere are downloaded into ``data/``.
     max_vocabulary : int, optional
@@ -83,28 +88,24 @@ def load_corpus(
         If a file is missing, damaged, unreadable, not UTF-8 or without words, or no download works; one line that
         names the file, what was expected and what to do.
     """
+    name = full_name(name)
     if max_vocabulary is not None:
         if name in NAMES:
             raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
         if max_vocabulary < 3:
             raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
     if not name:
-        raise UserError(
-            "the name of the corpus is empty; give ptb, wikitext-2, synthetic, or the path of one's own text"
-        )
+        raise UserError(f"the name of the corpus is empty; expected {_EXPECTED}")
     if name == "synthetic":
         return _synthetic_corpus()
     if name in PUBLISHED:
-        published = PUBLISHED[name]
-        files = find_files(published, data_dir, download)
-        return _load(name, files, [published.sha256[split] for split in SPLITS], None)
+        return _load(name, find_texts(PUBLISHED[name], data_dir, download), None)
     path = Path(os.path.expanduser(name))
-    files = _own_files(path)
-    checksums = file_checksums(files)
+    texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(path).items()}
     label = path.resolve().name
-    if label in (*PUBLISHED, "synthetic"):
+    if label in NAMES:
         label = f"own-{label}"  # no table may take it for the published one
-    return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
+    return _load(label, texts, max_vocabulary or OWN_VOCABULARY)
 
 
 def _synthetic_corpus() -> Corpus:
@@ -121,15 +122,15 @@ def _own_files(path: Path) -> Dict[str, Path]:
         return {split: path / f"{split}.txt" for split in SPLITS}
     if os.path.lexists(path):
         return {"text": path}
+    close = difflib.get_close_matches(str(path).lower(), NAMES, 1)
     raise UserError(
-        f"{path}: no such corpus or file; expected {', '.join(PUBLISHED)}, synthetic, a text file, or a folder with "
-        "train.txt, valid.txt and test.txt"
+        f"{path}: no such corpus or file; " + (f"did you mean {close[0]}? " if close else "") + f"expected {_EXPECTED}"
     )
 
 
-def _load(name: str, files: Mapping[str, Path], checksums: Sequence[str], max_vocabulary: Optional[int]) -> Corpus:
-    digest = _digest(checksums)
-    types, splits = encoded(digest, files, checksums, max_vocabulary)
+def _load(name: str, texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Corpus:
+    digest = _digest(hashlib.sha256(text.content).hexdigest() for text in texts.values())
+    types, splits = encoded(digest, texts, max_vocabulary)
     return Corpus(name, ordered_vocabulary(types), splits["train"], splits["valid"], splits["test"], digest)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import itertools
+import re
 from array import array
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import DefaultDict, Dict, Iterator, List, Mapping, Optional, Sequenc
 import gluonnlp
 import numpy as np
 
-from noisin.data.published import SPLITS
+from noisin.data.published import SPLITS, Text
 from noisin.system.errors import UserError
 from noisin.system.files import MEMORY
 
@@ -22,7 +23,7 @@ TOKEN_BYTES, TYPE_BYTES = 22, 300  # of memory that encoding takes, measured: 13
 PIECE = 2**16  # bytes of a text that are read at a time, and characters of the longest word
 
 
-def encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[List[str], Dict[str, np.ndarray]]:
+def encode(texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Tuple[List[str], Dict[str, np.ndarray]]:
     """Return the types of the vocabulary that the training split's counts make, and every split as their ids.
 
     One pass over the text numbers its words as they first appear: four bytes a token, where words as Python strings, as
@@ -30,76 +31,90 @@ def encode(files: Mapping[str, Path], max_vocabulary: Optional[int]) -> Tuple[Li
     """
     numbers: DefaultDict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__
-    texts = {part: _number_words(path, numbers) for part, path in files.items()}
-    if "text" in texts:
-        words, ends = texts["text"]
-        cuts = [len(ends) * tenths // 10 for tenths in (0, 8, 9, 10)]
-        bounds = [0, *(int(ends[cut - 1]) if cut else 0 for cut in cuts[1:])]
-        texts = {s: (words[bounds[i] : bounds[i + 1]], ends[cuts[i] : cuts[i + 1]]) for i, s in enumerate(SPLITS)}
-    for split, (words, ends) in texts.items():
+    splits = {}
+    for part, text in texts.items():
+        words, ends = _number_words(text, numbers)
         if len(words) == len(ends):  # a line is never shorter than its <eos>
-            path = files.get(split) or files["text"]
-            raise UserError(
-                f"{path}: the {split} split is empty, at least one word expected; "
-                + ("fill the file" if split in files else "ten lines or more are needed to split a file 80/10/10")
-            )
-    counts = np.bincount(texts["train"][0], minlength=len(numbers))
+            raise UserError(f"{text.path}: holds no word; expected UTF-8 text")
+        splits.update({part: words} if part in SPLITS else _split(text.path, words, ends))
+    counts = np.bincount(splits["train"], minlength=len(numbers))
     vocabulary = _vocabulary({word: count for word, count in zip(numbers, counts.tolist()) if count}, max_vocabulary)
     ids = np.fromiter(map(vocabulary.token_to_idx.__getitem__, numbers), dtype=np.int32, count=len(numbers))
-    return vocabulary.idx_to_token, {split: ids[texts[split][0]] for split in SPLITS}
+    return vocabulary.idx_to_token, {split: ids[splits[split]] for split in SPLITS}
 
 
-def _number_words(path: Path, numbers: DefaultDict[str, int]) -> Tuple[np.ndarray, np.ndarray]:
+def _split(path: Path, words: np.ndarray, ends: np.ndarray) -> Dict[str, np.ndarray]:
+    """Cut a text 80/10/10: by lines or, where a split would then have no word, by words (a text of one line)."""
+    ends = ends[: np.flatnonzero(np.diff(ends, prepend=0) > 1)[-1] + 1]  # blank lines at its end count as nothing
+    size = int(ends[-1])
+    by_lines = [int(ends[cut - 1]) if cut else 0 for cut in (len(ends) * tenths // 10 for tenths in (8, 9))]
+    by_words = [(size - 1) * tenths // 10 for tenths in (8, 9)]  # the last <eos> is no word to count
+    for cuts in (by_lines, by_words):
+        bounds = [0, *cuts, size]
+        lines = np.searchsorted(ends, bounds, side="right")
+        if (np.diff(bounds) > np.diff(lines)).all():  # each has a word besides the <eos> of its lines
+            return {split: words[bounds[i] : bounds[i + 1]] for i, split in enumerate(SPLITS)}
+    raise UserError(f"{path}: too short to be split 80/10/10; use more text")
+
+
+def _number_words(text: Text, numbers: DefaultDict[str, int]) -> Tuple[np.ndarray, np.ndarray]:
     """Return the number of each word, <eos> after every line, and for each line how many there are up to its end.
 
     Empty lines count, as in Table 1.
     """
     words, ends = array("i"), array("q")
-    for piece, ended in _pieces(path):
+    for piece, ended in _pieces(text):
         words.extend(map(numbers.__getitem__, piece.split()))
-        if len(words) * TOKEN_BYTES + len(numbers) * TYPE_BYTES > MEMORY:
-            raise UserError(f"{path}: more words than fit into this machine's memory; use less of the text")
+        if len(text.content) + len(words) * TOKEN_BYTES + len(numbers) * TYPE_BYTES > MEMORY:
+            raise UserError(f"{text.path}: more words than fit into this machine's memory; use less of the text")
         if ended:
             words.append(numbers[END])
             ends.append(len(words))
     return np.frombuffer(words, dtype=np.int32), np.frombuffer(ends, dtype=np.int64)
 
 
-def _pieces(path: Path) -> Iterator[Tuple[str, bool]]:
-    """Yield a text line by line and, so that no line is too long for the memory, long ones in pieces of whole words.
+def _pieces(whole: Text) -> Iterator[Tuple[str, bool]]:
+    r"""Yield a text line by line and, so that no line is too long for the memory, long ones in pieces of whole words.
 
-    Each comes with whether its line ends there.
+    Each comes with whether its line ends there. Lines end at \n, \r\n and \r alone, as for the tools whose counts are
+    compared with ours; at what else Unicode calls a line's end (U+2028, form feed), only words end.
     """
     rest, ended = "", True
-    for text in itertools.chain(_decoded(path), [""]):
+    for text in itertools.chain(_decoded(whole), [""]):
         last = "" if not text or text[-1].isspace() else (rest + text).rsplit(None, 1)[-1]  # it may go on
         text, rest = f"{rest}{text}"[: len(rest) + len(text) - len(last)], last
         if max(map(len, [rest, *text.split(None, 1)[:1]])) > PIECE:  # of the others none is longer than a piece
-            raise UserError(f"{path}: a word of more than {PIECE:,} characters; expected text, words between spaces")
-        *lines, part = f"{text}|".splitlines()  # with the mark, the last is what no line end follows
+            raise UserError(f"{whole.path}: a word of more than {PIECE:,} characters; expected words between spaces")
+        *lines, part = text.split("\n")
         yield from ((line, True) for line in lines)
-        if part != "|":
-            yield part[:-1], False
-        ended = part == "|" and (ended or bool(lines))
+        if part:
+            yield part, False
+        ended = not part and (ended or bool(lines))
     if not ended:
         yield "", True
 
 
-def _decoded(path: Path) -> Iterator[str]:
+def _decoded(text: Text) -> Iterator[str]:
     """Yield a text in pieces that may end anywhere, its lines ended by a new line."""
+    content = text.content
+    zero = content.find(b"\0")
+    if zero >= 0:
+        raise _not_text(text, zero, "holds a zero byte, as UTF-16 does")
     # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
-    decoder, lines = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True), 1
-    with open(path, "rb") as file:
-        for content in itertools.chain(iter(lambda: file.read(PIECE), b""), [b""]):
-            try:
-                text = decoder.decode(content, final=not content)
-            except UnicodeDecodeError as error:
-                line = lines + error.object.count(b"\n", 0, error.start)
-                problem = f"line {line} is not valid UTF-8; expected UTF-8 text; convert it first"
-                raise UserError(f"{path}: {problem}") from None
-            lines += content.count(b"\n")
-            if text:
-                yield text
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    for start in range(0, len(content), PIECE):
+        end = min(start + PIECE, len(content))
+        try:
+            piece = decoder.decode(content[start:end], final=end == len(content))
+        except UnicodeDecodeError as error:
+            raise _not_text(text, end - len(error.object) + error.start, "is not valid UTF-8") from None
+        if piece:  # not in the middle of a character
+            yield piece
+
+
+def _not_text(text: Text, position: int, problem: str) -> UserError:
+    line = 1 + sum(1 for _ in re.finditer(rb"\r\n?|\n", text.content[:position]))
+    return UserError(f"{text.path}: line {line} {problem}; expected UTF-8 text; convert it first")
 
 
 def _vocabulary(counts: Mapping[str, int], max_size: Optional[int] = None) -> gluonnlp.Vocab:

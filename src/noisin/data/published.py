@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import io
-import itertools
 import os
-import tarfile
-import time
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import urlsplit
 
 from noisin.system.errors import UserError
 from noisin.system.files import hold_folder, read_regular, write_bytes
@@ -25,12 +19,15 @@ DOWNLOADS = Path("data")  # under the current directory
 
 USER_AGENT = "noisin (download of corpora)"  # one of the mirrors refuses Python's own
 TIMEOUT = 10.0  # seconds without a sign of life from a server
-PATIENCE = 600.0  # seconds for a whole corpus, so that a server that drips cannot hold the program for ever
-ATTEMPTS = 3
-BACKOFF = 0.5  # seconds before the second attempt, twice that before the third
-MAX_ARCHIVE = 64 * 2**20  # bytes; the largest of the archives below has 35 million
-MAX_UNPACKED = 512 * 2**20  # bytes of a whole tar archive, or of a file that is there
-MAX_MEMBERS = 10_000  # of a tar archive; the original has some hundred
+PATIENCE = 600.0  # seconds to wait for another process that downloads the same corpus
+MAX_SIZE = 512 * 2**20  # bytes of a file that is there
+
+
+class Text(NamedTuple):
+    """A file of a corpus, read once: where it lies, and what it holds."""
+
+    path: Path
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,17 @@ class Source:
     Parameters
     ----------
     url : str
-        Address, of a file for each ``{split}`` or of one archive (.zip, or gzipped tar).
+        Address, of a file for each ``{split}`` or of one archive (.zip, or .tgz).
     member : str, default ""
         Name of the file of a ``{split}`` in the archive; empty if the address is that of the file itself.
+    archive_hash : str, default ""
+        The archive's checksum, as pooch writes it, by which it is checked before it is opened. It is the one that
+        other libraries publish; each file in it is then checked by its sha256.
     """
 
     url: str
     member: str = ""
+    archive_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,19 @@ PUBLISHED = {
                 "/data/ptb.{split}.txt"
             ),
             Source(
-                "https://dataset.bj.bcebos.com/imikolov%2Fsimple-examples.tgz", "simple-examples/data/ptb.{split}.txt"
+                "https://dataset.bj.bcebos.com/imikolov%2Fsimple-examples.tgz",
+                "simple-examples/data/ptb.{split}.txt",
+                "md5:30177ea32e27c525793142b6bf2c8e2d",
             ),
-            Source("http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip", "ptb/ptb.{split}.txt"),
             Source(
-                "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz", "simple-examples/data/ptb.{split}.txt"
+                "http://d2l-data.s3-accelerate.amazonaws.com/ptb.zip",
+                "ptb/ptb.{split}.txt",
+                "sha1:319d85e578af0cdc590547f26231e4e31cdf1e42",
+            ),
+            Source(
+                "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz",
+                "simple-examples/data/ptb.{split}.txt",
+                "md5:30177ea32e27c525793142b6bf2c8e2d",
             ),
         ),
         licence="The Penn Treebank belongs to the Linguistic Data Consortium (LDC): do not redistribute it.",
@@ -126,7 +135,11 @@ PUBLISHED = {
                 "https://raw.githubusercontent.com/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8"
                 "/word_language_model/data/wikitext-2/{split}.txt"
             ),
-            Source("https://wikitext.smerity.com/wikitext-2-v1.zip", "wikitext-2/wiki.{split}.tokens"),
+            Source(
+                "https://wikitext.smerity.com/wikitext-2-v1.zip",
+                "wikitext-2/wiki.{split}.tokens",
+                "sha1:3c914d17d80b1459be871a5039ac23e752a53cbe",
+            ),
         ),
         licence="WikiText-2 is licensed CC BY-SA.",
         paper_tokens={"train": 2_088_628, "valid": 217_646, "test": 245_569},
@@ -135,44 +148,49 @@ PUBLISHED = {
     ),
 }
 NAMES = (*PUBLISHED, "synthetic")  # what is called so is that corpus; any other name is a path
+_ALIASES = {"wikitext2": "wikitext-2"}  # as make's target
 
 
-def find_files(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Path]:
-    """Return the checked files of a published corpus, downloading what is missing."""
-    given = data_dir or os.environ.get("NOISIN_DATA")
-    roots = [Path(os.path.expanduser(given)), DOWNLOADS] if given else [DOWNLOADS]
+def full_name(corpus: str) -> str:
+    """Return the name of a corpus in full; a path is left as it is."""
+    return _ALIASES.get(corpus, corpus)
+
+
+def find_texts(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Text]:
+    """Return the checked texts of a published corpus, downloading what is missing."""
+    given = [Path(os.path.expanduser(folder)) for folder in (data_dir, os.environ.get("NOISIN_DATA")) if folder]
+    roots = [*given, DOWNLOADS]
     for root in roots:  # stops at the first that holds any of the files, else at the last
         files = published.files(root)
         missing = [split for split in SPLITS if not os.path.lexists(files[split])]
         if len(missing) < len(SPLITS):
             break
-    for split in SPLITS:
-        if split not in missing:
-            _check(files[split], published, split)
-    if missing and download and root == DOWNLOADS:
-        _download(published, root, missing)
-    elif missing:
-        raise UserError(f"{files[missing[0]]}: missing; {_by_hand(published, root)}")
-    return files
+    texts = {split: _read(files[split], published, split) for split in SPLITS if split not in missing}
+    if missing and texts and root != DOWNLOADS:
+        raise UserError(f"{files[missing[0]]}: missing; put it beside {', '.join(files[s].name for s in texts)}")
+    if missing:
+        failures = _download(published, root, missing) if download else "--no-download"
+        if failures:
+            places = " or ".join(str(folder / published.name) for folder in roots)
+            names = ", ".join(files[split].name for split in missing)
+            raise UserError(
+                f"{published.name}: no {names} in {places}, and not downloaded ({failures}); put them into "
+                f"{(DOWNLOADS / published.name).absolute()} (data/README.md has the checksums), or give --data-dir, a "
+                f"folder that holds {published.name}/ with them. {published.licence}"
+            )
+        texts.update({split: _read(files[split], published, split) for split in missing})
+    return {split: texts[split] for split in SPLITS}
 
 
-def _by_hand(published: PublishedCorpus, root: Path) -> str:
-    """Say how to place the files of a corpus below `root` oneself."""
-    names = ", ".join(published.file.format(split=split) for split in SPLITS)
-    return (
-        f"put {names} into {(root / published.name).absolute()}, or set NOISIN_DATA to a folder that holds "
-        f"{published.name}/ with them (data/README.md has the checksums). {published.licence}"
-    )
-
-
-def _check(path: Path, published: PublishedCorpus, split: str) -> None:
-    content = read_regular(path, f"the {split} split of {published.name}", MAX_UNPACKED)
+def _read(path: Path, published: PublishedCorpus, split: str) -> Text:
+    content = read_regular(path, f"the {split} split of {published.name}", MAX_SIZE)
     problem = _problem(content, published, split)
     if problem:
         raise UserError(
             f"{path}: {problem}; put the original there, or delete it (in data/ it is then downloaded again); "
             "data/README.md has the checksums"
         )
+    return Text(path, content)
 
 
 def _problem(content: bytes, published: PublishedCorpus, split: str) -> str:
@@ -185,142 +203,76 @@ def _problem(content: bytes, published: PublishedCorpus, split: str) -> str:
     return f"wrong checksum, sha256 {found[:16]}..., expected {expected[:16]}..."
 
 
-class _SourceFailed(Exception):
-    """A candidate did not deliver; the next one is tried."""
+def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) -> str:
+    """Fetch the missing splits from the first sources that deliver them, one process at a time; say what failed."""
+    from requests import RequestException
 
-
-def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) -> None:
-    """Fetch the missing splits from the first candidates that deliver them, one process at a time."""
-    files, left, failures = published.files(root), list(missing), []
+    files = published.files(root)
+    failures: Dict[str, List[str]] = {}  # the servers, by what was wrong
+    aside = root / published.name / ".download"
     try:
         with hold_folder(root / published.name, PATIENCE):
-            deadline = time.monotonic() + PATIENCE
-            left = [split for split in left if not files[split].exists()]  # of a process that was waited for
-            for source in published.sources:
-                if not left:
-                    break
-                try:
-                    for split, content in _fetch(source, published, list(left), deadline):
-                        write_bytes(files[split], content)
-                        left.remove(split)
-                except _SourceFailed as error:
-                    failures.append(f"{source.url} ({' '.join(str(error).split())})")
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+            try:
+                for source in published.sources:
+                    left = [split for split in missing if not files[split].exists()]  # others may have come meanwhile
+                    if not left:
+                        break
+                    try:
+                        for split, content in _fetch(source, published, left, aside):
+                            write_bytes(files[split], content)
+                    except (RequestException, ValueError) as error:
+                        failures.setdefault(_reason(error), []).append(urlsplit(source.url).netloc)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"{files[left[0]]}: cannot be written ({error.strerror}); expected a writable folder; "
-            f"{_by_hand(published, root)}"
+            f"{root / published.name}: cannot be written ({error.strerror}); expected a writable folder with room for "
+            f"the corpus; or give --data-dir, a folder that holds {published.name}/"
         ) from None
-    if left:
-        raise UserError(f"{files[left[0]]}: no download worked: {'; '.join(failures)}; {_by_hand(published, root)}")
+    if all(file.exists() for file in files.values()):
+        return ""
+    return "; ".join(f"{', '.join(servers)}: {reason}" for reason, servers in failures.items()) or "no source is known"
 
 
 def _fetch(
-    source: Source, published: PublishedCorpus, splits: Sequence[str], deadline: float
+    source: Source, published: PublishedCorpus, splits: Sequence[str], folder: Path
 ) -> Iterator[Tuple[str, bytes]]:
-    """Yield (split, contents) from one candidate, each checked; nothing is written yet."""
-    for split, content in _deliveries(source, published.sizes, splits, deadline):
-        problem = _problem(content, published, split)
-        if problem:
-            raise _SourceFailed(f"{split} split: {problem}")
+    """Yield (split, contents) from one source, each checked; an archive is checked before it is opened."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    fetch = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(), timeout=TIMEOUT, headers={"User-Agent": USER_AGENT}, chunk_size=2**16
+    )
+    if source.archive_hash:
+        members = [source.member.format(split=split) for split in splits]
+        unpack = (pooch.Unzip if source.url.endswith(".zip") else pooch.Untar)(members, "unpacked")
+        pooch.retrieve(source.url, source.archive_hash, "archive", folder, unpack, fetch)
+        files = (folder / "unpacked" / member for member in members)
+    else:
+        known = {split: f"sha256:{published.sha256[split]}" for split in splits}
+        files = (
+            Path(pooch.retrieve(source.url.format(split=split), known[split], split, folder, None, fetch))
+            for split in splits
+        )
+    for split, file in zip(splits, files):
+        content = file.read_bytes()
+        if _problem(content, published, split):
+            raise ValueError("another text than the published one")
         yield split, content
 
 
-def _deliveries(
-    source: Source, sizes: Mapping[str, int], splits: Sequence[str], deadline: float
-) -> Iterator[Tuple[str, bytes]]:
-    if not source.member:
-        for split in splits:
-            yield split, _get(source.url.format(split=split), sizes[split], deadline)
-        return
-    archive = _get(source.url, MAX_ARCHIVE, deadline)
-    members = {split: source.member.format(split=split) for split in splits}
-    yield from _unpack(archive, source.url.endswith(".zip"), members, sizes).items()
+def _reason(error: Exception) -> str:
+    """Say in a few words why a source did not deliver."""
+    from requests import exceptions
 
-
-def _unpack(archive: bytes, zipped: bool, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
-    """Read the wanted members of an archive, each up to one byte more than its size."""
-    try:
-        return (_unzip if zipped else _untar)(archive, members, sizes)
-    except _SourceFailed:
-        raise
-    # The archive comes from the network: whatever its readers stumble over means that it is no good.
-    except Exception as error:
-        raise _SourceFailed(f"damaged archive: {error}") from None
-
-
-def _unzip(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
-    """Read the wanted members, and nothing else, from a zip archive."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as unpacked:
-        found = {entry.filename: entry for entry in unpacked.infolist()}
-        contents = {}
-        for split, member in members.items():
-            if member not in found:
-                raise _SourceFailed(f"no {member} in the archive")
-            # Of the other methods zipfile unpacks whole blocks, whatever the size that it is asked for.
-            if found[member].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _SourceFailed(f"{member} is compressed by another method than deflate")
-            with unpacked.open(member) as file:
-                contents[split] = file.read(sizes[split] + 1)  # never more, whatever the archive claims
-        return contents
-
-
-def _untar(archive: bytes, members: Mapping[str, str], sizes: Mapping[str, int]) -> Dict[str, bytes]:
-    """Read the wanted members, and nothing else, from a gzipped tar archive."""
-    # Bounded before anything is read from it: a few bytes can claim to unpack to terabytes.
-    plain = zlib.decompressobj(wbits=31).decompress(archive, MAX_UNPACKED + 1)
-    if len(plain) > MAX_UNPACKED:
-        raise _SourceFailed(f"unpacks to more than {MAX_UNPACKED:,} bytes")
-    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as unpacked:
-        # The original archive writes its names as ./simple-examples/...
-        entries = itertools.islice(unpacked, MAX_MEMBERS)
-        found = {entry.name[2:] if entry.name.startswith("./") else entry.name: entry for entry in entries}
-        contents = {}
-        for split, member in members.items():
-            file = unpacked.extractfile(found[member]) if member in found and found[member].isfile() else None
-            if file is None:
-                raise _SourceFailed(f"no {member} in the archive")
-            contents[split] = file.read(sizes[split] + 1)
-        return contents
-
-
-def _get(url: str, limit: int, deadline: float) -> bytes:
-    """Download at most `limit` bytes, trying again after what may pass: a broken connection or a server's error."""
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        time.sleep(BACKOFF * attempt)
-        try:
-            return _get_once(url, limit, deadline)
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP status {error.code}"
-            if error.code < 500:
-                break
-        except urllib.error.URLError as error:  # no network, no such host, refused: no use to insist
-            reason = getattr(error.reason, "strerror", None) or str(error.reason)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
-    raise _SourceFailed(reason)
-
-
-def _get_once(url: str, limit: int, deadline: float) -> bytes:
-    from tqdm import tqdm
-
-    body = bytearray()
-    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        size = response.length
-        label = url.rsplit("/", 1)[-1]
-        with tqdm(total=size, desc=label, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            while size is None or len(body) < size:
-                chunk = response.read1(2**16)  # what there is: `read` would wait for all of it, however long
-                if not chunk:
-                    break
-                body += chunk
-                bar.update(len(chunk))
-                if len(body) > limit:
-                    raise _SourceFailed(f"more than the {limit:,} bytes expected")
-                if time.monotonic() > deadline:
-                    raise _SourceFailed(f"not finished after {PATIENCE:.0f} s")
-    if size is not None and len(body) < size:
-        raise ConnectionError(f"connection closed after {len(body):,} of {size:,} bytes")
-    return bytes(body)
+    if isinstance(error, exceptions.HTTPError) and error.response is not None:
+        return f"HTTP status {error.response.status_code}"
+    reasons = (
+        (exceptions.SSLError, "certificate not trusted, name yours with REQUESTS_CA_BUNDLE"),
+        (exceptions.Timeout, "timed out"),
+        (exceptions.ConnectionError, "cannot be reached"),
+        (exceptions.RequestException, "connection broken"),
+    )
+    return next((words for kind, words in reasons if isinstance(error, kind)), "wrong checksum")

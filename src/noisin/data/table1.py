@@ -9,7 +9,7 @@ import numpy as np
 from noisin.data.corpus import Corpus
 from noisin.data.encoding import UNKNOWN
 from noisin.data.published import PUBLISHED, SPLITS
-from noisin.tables import aligned
+from noisin.tables import escape_markdown, markdown
 
 
 def statistics(corpus: Corpus) -> Dict[str, Any]:
@@ -49,11 +49,15 @@ def table1(corpora: Sequence[Corpus]) -> str:
     str
         A Markdown table and notes, without a newline at the end.
     """
+    import pandas as pd  # which nothing else needs at the start
+
     columns = [["", *(f"tokens, {split}" for split in SPLITS), "vocabulary", "`<unk>` rate"]]
     notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
     for corpus in corpora:
         numbers = statistics(corpus)
-        columns.append(_column(corpus.name, numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"]))
+        columns.append(
+            _column(escape_markdown(corpus.name), numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"])
+        )
         known = PUBLISHED.get(corpus.name)
         if known:
             columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))
@@ -64,7 +68,8 @@ def table1(corpora: Sequence[Corpus]) -> str:
             )
         if corpus.floor is not None:
             notes.append(f"{corpus.name}: no model has a perplexity below {corpus.floor:.2f}, but for sampling error.")
-    return "\n".join([aligned(list(zip(*columns)), right=True), "", *notes])
+    names, *rows = zip(*columns)
+    return "\n".join([markdown(pd.DataFrame(rows, columns=names), align="right"), "", *notes])
 
 
 def _column(name: str, tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
