@@ -46,6 +46,8 @@ setup(
         "numpy>=1.19",
         "matplotlib>=3.7",  # figures
         "pandas>=1.4",  # tables of runs
+        "safetensors>=0.4",  # weights on disk
+        "fastjsonschema>=2.16",  # states and records
         "tqdm>=4.60",  # progress bars
         # MXNet imports requests, which brings urllib3; the floors are the versions without known vulnerabilities.
         'requests; python_version < "3.10"',

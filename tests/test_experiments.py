@@ -21,6 +21,7 @@ from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.grid.engines import on_this_machine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
@@ -31,7 +32,8 @@ from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
 from noisin.figures import curves, figure2, validation_panels
 from noisin.methods import METHODS
-from noisin.runs.record import read_record, seal, write_record
+from noisin.runs.formats import seal
+from noisin.runs.record import read_record, write_record
 from noisin.system.errors import UserError
 from noisin.system.process import Job, run
 from noisin.tables import markdown
@@ -134,6 +136,12 @@ def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
     said = []
     assert run(Job(str(tmp_path), str(tmp_path), "cpu", {}), said.append) is None
     assert said == [f"given up: cannot start {tmp_path / 'gone' / 'python'}: No such file or directory"]
+
+
+def test_a_run_that_diverged_is_a_result_of_the_grid(tmp_path):
+    config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", clip=1e6, hidden=8, epochs=1)
+    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "results", on_this_machine())
+    assert record["status"] == "diverged" and load_records(tmp_path / "results") == [record]
 
 
 def standing_in(monkeypatch, folder, script):

@@ -16,7 +16,7 @@ from noisin.data import synthetic
 from noisin.data.cache import encoded, file_checksums
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES, PUBLISHED, SPLITS, find_files
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, harmless
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
 
@@ -101,7 +101,7 @@ def load_corpus(
     path = Path(os.path.expanduser(name))
     files = _own_files(path)
     checksums = file_checksums(files)
-    label = path.resolve().name
+    label = harmless(path.resolve().name)
     if label in (*PUBLISHED, "synthetic"):
         label = f"own-{label}"  # no table may take it for the published one
     return _load(label, files, checksums, max_vocabulary or OWN_VOCABULARY)
