@@ -79,7 +79,7 @@ def timeless(path):
         return path.read_bytes()
     content = path.read_text(encoding="utf-8")
     # The checkout may change meanwhile, and with it the commit; the digest is that of all of these, too.
-    times = ("seconds", "tokens_per_second", "started", "finished", "git", "digest")
+    times = ("seconds", "tokens_per_second", "started", "finished", "git", "origins", "digest")
     return [
         json.loads(part, object_hook=lambda found: {name: found[name] for name in found if name not in times})
         for part in (content.splitlines() if path.suffix == ".jsonl" else [content])

@@ -23,7 +23,7 @@ import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 from mxnet.gluon import Block, Trainer
@@ -87,7 +87,7 @@ class RunDirectory:
             If the directory holds another run, naming what differs, or one that cannot be told, that has ended before
             its last epoch, or that has more epochs; or if it cannot be written.
         """
-        words, path = _lines(corpus.vocabulary.idx_to_token), self.path / "vocabulary.txt"
+        words = "".join(f"{name}\n" for name in corpus.vocabulary.idx_to_token).encode()
         identity = seal(
             {
                 "config": config.to_dict(),
@@ -96,18 +96,18 @@ class RunDirectory:
                 "version": noisin.__version__,
             }
         )
-        if not (self.path / "config.json").exists():
-            left = [name for name in ("record.json", "state.json", "state-before.json") if (self.path / name).exists()]
-            if left:
-                raise UserError(
-                    f"{self.path} has a {left[0]} but no config.json to say of which run: give another --run-dir"
-                )
-            before = None
-        else:
+        before = None
+        if (self.path / "config.json").exists():
             before = self._identity()
             self._check_same(before, identity)
+        for left in ("record.json", "state.json", "state-before.json"):
+            if before is None and (self.path / left).exists():
+                raise UserError(
+                    f"{self.path} has a {left} but no config.json to say of which run: give another --run-dir"
+                )
         if identity != before:  # the text has moved, or there are more epochs
             write_json(self.path / "config.json", identity)
+        path = self.path / "vocabulary.txt"
         if not path.exists() or read_regular(path, "the vocabulary of this run") != words:
             write_file(path, lambda aside: aside.write_bytes(words))
 
@@ -157,9 +157,8 @@ class RunDirectory:
 
     def _read_record(self, identity: Mapping[str, Any]) -> Dict[str, Any]:
         record = read_record(self.record_path)
-        own = {**identity, "config": recorded_config(record["config"]).to_dict()}
-        own["corpus_sha256"] = record["corpus_sha256"]
-        if _lasting(own) != _lasting(identity):
+        config = recorded_config(record["config"]).to_dict()
+        if _lasting({**identity, "config": config, "corpus_sha256": record["corpus_sha256"]}) != _lasting(identity):
             raise UserError(f"{self.record_path} is another run's record: delete it, and this one goes on")
         return record
 
@@ -188,8 +187,8 @@ class RunDirectory:
         content = read_regular(path, "word types")
         if hashlib.sha256(content).hexdigest() != self._identity()["vocabulary_sha256"]:
             raise UserError(
-                f"{path} is damaged: its sha256 is not the one in config.json; delete it, and repeat the command that "
-                "trained the run"
+                f"{path} is damaged: its sha256 is not the one in config.json; repeat the command that trained the "
+                "run, which writes it anew"
             )
         try:
             *types, rest = content.decode("utf-8").split("\n")
@@ -294,7 +293,9 @@ class RunDirectory:
 
     def _write_state(self, files: Mapping[str, Mapping[str, str]], progress: Progress) -> None:
         content = {"run": _fingerprint(self._identity()), "files": files, "progress": dataclasses.asdict(progress)}
-        write_json(self.path / "state.json", seal(content))
+        state = seal(content)
+        check_sealed(state, "state")  # better now than when it is needed
+        write_json(self.path / "state.json", state)
 
     def end(self, progress: Progress) -> None:
         """Note that training has ended without another epoch; where there is none, nothing is left to note it in."""
@@ -308,12 +309,12 @@ class RunDirectory:
         if record["status"] == "finished":
             kept.append(f"epoch-{len(record['epochs']):04d}.safetensors")
         self._remove_weights(kept)
-        for before in self.path.glob("state-before.json"):
-            before.unlink()
+        if (self.path / "state-before.json").exists():
+            (self.path / "state-before.json").unlink()
 
     def _remove_weights(self, kept: Collection[str]) -> None:
         """Remove the other files of weights that are ours; whatever else lies here is left alone."""
-        for path in list(self.path.glob("*.safetensors")):
+        for path in self.path.glob("*.safetensors"):
             if WEIGHTS.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 
@@ -339,10 +340,6 @@ class RunDirectory:
 def run_name(config: Config, corpus: Corpus) -> str:
     """A file name for the run, one wherever its text lies and however many epochs it is given."""
     return dataclasses.replace(config, corpus=config.corpus if config.corpus in NAMES else corpus.digest, epochs=1).name
-
-
-def _lines(types: Iterable[str]) -> bytes:
-    return "".join(f"{name}\n" for name in types).encode()
 
 
 def _lasting(identity: Mapping[str, Any]) -> Dict[str, Any]:

@@ -184,8 +184,8 @@ _SCHEMAS: Dict[str, Schema] = {
                         **{name: _or_null(_PERPLEXITY) for name in ("clean", "bound", "averaged")},
                         "samples": _integer(1, _MOST_SAMPLES),
                     },
-                    # Of records since then.
-                    averaged_limit=_or_null(_PERPLEXITY),
+                    # Not in older records; as an estimate, the limit may be below 1.
+                    averaged_limit=_or_null(_POSITIVE),
                     averaged_limit_error=_or_null(_number("a number from 0", 0)),
                 )
             ),
@@ -206,7 +206,7 @@ _SCHEMAS: Dict[str, Schema] = {
             "finished": _TIME,
             "digest": _SHA256,
         },
-        reason=_or_null(_text()),  # of records since then
+        reason=_or_null(_text()),  # not in older records
     ),
 }
 
