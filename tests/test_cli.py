@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -14,10 +15,13 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 from helpers.processes import ROOT
+from helpers.records import without_times
 
 from noisin.cli import main
 from noisin.config import Config
-from noisin.runs.directory import RunDirectory
+from noisin.data.corpus import load_corpus
+from noisin.runs.directory import RunDirectory, run_name
+from noisin.runs.formats import seal
 from noisin.system.device import check_dtype, processor_features
 
 QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
@@ -222,9 +226,8 @@ def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert main(["evaluate", str(own_run / "run"), "--split", "test"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = json.loads((own_run / "run" / "record.json").read_text())
-    assert printed["clean"] == pytest.approx(record["test_ppl"]["clean"], rel=1e-6)
+    assert printed == {"split": "test", **record["test_ppl"]}
     assert printed["bound"] >= printed["averaged"] > 1
-    assert printed["samples"] == record["test_ppl"]["samples"]
 
 
 def test_evaluate_looks_at_the_validation_split_unless_told_otherwise(own_run, capsys):
@@ -303,10 +306,16 @@ def test_a_run_whose_text_has_changed_is_refused(own_run, capsys, tmp_path):
     assert main(["evaluate", str(own_run / "run"), "--corpus", str(moved), "--samples", "1"]) == 0
 
 
+def edit_config(run, edit):
+    """Change the `config.json` of a run and seal it anew."""
+    content = json.loads((run / "config.json").read_text())
+    edit(content)
+    (run / "config.json").write_text(json.dumps(seal(content)))
+
+
 def test_sampling_needs_no_text(own_run, capsys, tmp_path):
     shutil.copytree(own_run / "run", tmp_path / "run")
-    edit = tmp_path / "run" / "config.json"
-    edit.write_text(edit.read_text().replace(str(own_run / "text.txt"), str(tmp_path / "gone.txt")))
+    edit_config(tmp_path / "run", lambda content: content["config"].update(corpus=str(tmp_path / "gone.txt")))
     arguments = ["--temperature", "0", "--words", "4", "--prompt", "one two"]
     assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
     assert capsys.readouterr().out.startswith("one two three four\n")
@@ -322,10 +331,46 @@ def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--method", "noisin*", "--gamma", "0.2", *QUICK]) == 0
     config = Config(method="noisin*", gamma=[0.2], hidden=8, epochs=1)
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.name]
-    assert config.name.startswith("rnn-sigmoid-1x8-noisin-learned-seed1-")
-    captured = capsys.readouterr()
-    assert captured.out.splitlines()[-1].startswith("finished: best epoch 1, valid ")
+    (found,) = (tmp_path / "runs").iterdir()
+    assert found.name == run_name(config, load_corpus("synthetic"))
+    assert found.name.startswith("rnn-sigmoid-1x8-noisin-learned-seed1-")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("finished: best epoch 1, valid ")
+    assert main(["train", "--method", "noisin*", "--gamma", "0.2", *QUICK, "--epochs", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [f"run runs/{found.name}", "going on after epoch 1"]
+    assert list((tmp_path / "runs").iterdir()) == [found]
+
+
+def test_one_text_is_one_run_wherever_it_lies_and_however_it_is_spelled(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    text, moved = tmp_path / "base.txt", tmp_path / "moved" / "other.txt"
+    text.write_text("one two three four\nfive six seven\n" * 60)
+    options = [*QUICK[:2], "--quiet", "--batch-size", "4", "--unroll", "5"]
+    for epochs, corpus in enumerate(("base.txt", "./base.txt", str(text), str(moved)), 1):
+        if corpus == str(moved):
+            moved.parent.mkdir()
+            text.rename(moved)
+        assert main(["train", "--corpus", corpus, *options, "--epochs", str(epochs)]) == 0
+        (run,) = (tmp_path / "runs").iterdir()
+        assert len(json.loads((run / "record.json").read_text())["epochs"]) == epochs
+    assert main(["evaluate", str(run), "--split", "test"]) == 0  # it is found where the last command found it
+    assert main(["train", "--corpus", str(moved), *options, "--epochs", "4", "--run-dir", "whole"]) == 0
+    whole, parts = (json.loads((folder / "record.json").read_text()) for folder in (Path("whole"), run))
+    assert without_times(whole) == without_times(parts)
+    capsys.readouterr()
+    moved.write_text("one two three four\nfive six seven\n" * 61)
+    arguments = ["train", "--corpus", str(moved), *options, "--epochs", "4"]
+    assert "holds another run (corpus_sha256 was" in refused(capsys, *arguments, "--run-dir", str(run))
+
+
+def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path, capsys):
+    options = ["--optimizer", "sgd", "--learning-rate", "1000", "--activation", "relu", "--clip", "1e6"]
+    arguments = ["train", "--run-dir", str(tmp_path / "run"), *options, *QUICK]
+    for _ in range(2):  # also where nothing is left to do
+        assert main(arguments) == 3
+        assert "diverged: no epoch was finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "diverged ends with status 3" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_directory_that_cannot_be_made_is_one_line(capsys, tmp_path):
@@ -390,6 +435,8 @@ def test_words_are_no_commands_to_the_terminal(own_run, capsys, tmp_path):
     shutil.copytree(own_run / "run", tmp_path / "run")
     vocabulary = tmp_path / "run" / "vocabulary.txt"
     vocabulary.write_text(vocabulary.read_text().replace("three", "\x1b[31mthree"))
+    digest = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+    edit_config(tmp_path / "run", lambda content: content.update(vocabulary_sha256=digest))
     arguments = ["--temperature", "0", "--words", "2", "--prompt", "one two"]
     assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
     assert capsys.readouterr().out.startswith("one two \\x1b[31mthree four")

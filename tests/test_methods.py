@@ -128,7 +128,7 @@ def test_a_method_that_is_not_declared_is_refused(capsys):
 
 
 def test_an_evaluator_asks_the_model_whether_it_is_random():
-    from helpers import make_language_model
+    from helpers.models import make_language_model
 
     for name, method in METHODS.items():
         model = make_language_model(method=name)

@@ -26,18 +26,22 @@ from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES, full_name
 from noisin.data.table1 import table1
 from noisin.evaluation import make_evaluator
-from noisin.model import evaluated_at_once, initial_model
-from noisin.runs.directory import RunDirectory
+from noisin.model import evaluated_at_once, evaluation_seed, initial_model
+from noisin.runs.directory import RunDirectory, run_name
 from noisin.runs.record import finite_or_null
 from noisin.sampling import sample_words
 from noisin.system.device import find_device
 from noisin.system.errors import UserError, harmless, printable
 from noisin.system.files import read_json
-from noisin.system.process import end_with_parent
+from noisin.system.process import DIVERGED, end_with_parent
 from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
 from noisin.training import train
 
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
+TRAIN_EPILOG = (
+    f"{EPILOG} A training that diverged ends with status {DIVERGED}; its record says why. A finished run goes on with "
+    "more --epochs. A text that has moved is known by its contents."
+)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -48,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return run_command("noisin", lambda: arguments.command(arguments), arguments.again)
 
 
-def run_command(program: str, work: Callable[[], None], again: str) -> int:
+def run_command(program: str, work: Callable[[], Optional[int]], again: str) -> int:
     """Do the work of a command, and say in one line what a user can cause.
 
     Parameters
@@ -56,19 +60,20 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
     program : str
         Its name.
     work : callable
+        Returns the exit status, or None for 0.
     again : str
         What an interruption leaves, for its line.
 
     Returns
     -------
     int
-        The exit status: 0, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the output has
-        gone.
+        The exit status: that of the work, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the
+        output has gone.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have what the output's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        work()
+        status = work() or 0
         if sys.stdout is not None:  # which the caller may have closed
             sys.stdout.flush()
     except UserError as error:
@@ -95,7 +100,7 @@ def run_command(program: str, work: Callable[[], None], again: str) -> int:
         _discard_output()
         print(f"{program}: error: cannot write the output: {error.strerror}", file=sys.stderr)
         return 2
-    return 0
+    return status
 
 
 def _discard_output() -> None:
@@ -135,7 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(command=_data)
 
     training = commands.add_parser(
-        "train", help="train one model; goes on where it was interrupted", usage="noisin train [options]", epilog=EPILOG
+        "train",
+        help="train one model; goes on where it was interrupted",
+        usage="noisin train [options]",
+        epilog=TRAIN_EPILOG,
     )
     _add_config(training)
     training.add_argument("--config", metavar="FILE", help="JSON object of options; the command line goes before it")
@@ -162,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
     )
     evaluate.add_argument("--samples", type=positive, help="trajectories of the noise (default: the run's)")
-    evaluate.add_argument("--seed", type=natural, default=0, help="of the noise (default: 0)")
+    evaluate.add_argument(
+        "--seed", type=natural, default=0, help="random seed for the noise (default: 0, the record's)"
+    )
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="write text from a trained model", epilog=EPILOG)
@@ -260,7 +270,7 @@ def _data(arguments: argparse.Namespace) -> None:
     print(table1(corpora))
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     device = find_device(arguments.device)
     if arguments.in_own_process:
@@ -269,9 +279,10 @@ def _train(arguments: argparse.Namespace) -> None:
     notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
     if notice:
         _report(notice)
-    directory = arguments.run_dir or Path("runs") / config.name
+    directory = arguments.run_dir or Path("runs") / run_name(config, corpus)
     shown = {"progress": not arguments.quiet, "events": arguments.events}
-    train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
+    record = train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
+    return DIVERGED if record["status"] == "diverged" else 0
 
 
 def _restart_with_threads(given: Optional[int], config: Config) -> None:
@@ -319,12 +330,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if arguments.corpus or config.corpus in NAMES:
             raise
         raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
-    if corpus.digest != read_json(directory.path / "config.json").get("corpus_sha256"):
+    if corpus.digest != directory.corpus_sha256:
         raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
     at_once = evaluated_at_once(config)
     model, device = _best_model(directory, config, len(corpus.vocabulary), at_once, arguments.device)
     evaluator = make_evaluator(model, config, corpus, device, progress=True)
-    result = evaluator.all(getattr(corpus, arguments.split), arguments.seed)
+    seed = evaluation_seed(config.seed, arguments.seed)
+    result = evaluator.all(getattr(corpus, arguments.split), seed)
     print(json.dumps({"split": arguments.split, **finite_or_null(result)}))
 
 

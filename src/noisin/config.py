@@ -16,8 +16,9 @@ from noisin.data.published import NAMES, full_name
 from noisin.initializers import RECURRENT_INITS
 from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
-from noisin.system.errors import UserError, quoted
+from noisin.system.errors import UserError, harmless, quoted
 
+_LONGEST = 4096  # characters of a text, as of a path
 _OF_EVERY_METHOD = ("data", "model", "training", "evaluation")  # groups of options
 
 
@@ -269,10 +270,11 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
             raise UserError(f"{where}: it must be one or more numbers")
         values = value
     elif kind is str:
-        if not isinstance(value, str) or not _is_unicode(value):
-            raise UserError(f"{where}: it must be text")
-        if bounds["choices"] and value not in bounds["choices"]:
-            raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
+        if bounds["choices"]:
+            if value not in bounds["choices"]:
+                raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
+        elif not isinstance(value, str) or not _is_plain(value):
+            raise UserError(f"{where}: it must be text of at most {_LONGEST:,} characters, none of them for control")
         return
     else:
         if not _is_number(value) or (kind is int and not isinstance(value, int)):
@@ -293,13 +295,13 @@ def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
     return float(value) if kind is float else value
 
 
-def _is_unicode(value: str) -> bool:
-    """Whether a file can hold it: the name of a file that is not UTF-8 it cannot."""
+def _is_plain(value: str) -> bool:
+    """Whether a record can hold it, and a page show it: the name of a file that is not UTF-8 they cannot."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return True
+    return len(value) <= _LONGEST and harmless(value) == value
 
 
 def _is_number(value: Any) -> bool:

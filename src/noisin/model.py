@@ -284,6 +284,18 @@ def _check_memory(model: LanguageModel, predictions: int) -> None:
         )
 
 
-def stream(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch of each run; 0 is for the initial weights and the test."""
-    return (seed * 1_000_003 + epoch * 7_919) % (2**31)
+def stream(seed: int, place: int) -> int:
+    """The seed of one of a run's random streams: place 0 is the initial weights', each epoch has its own number.
+
+    `evaluation_seed` has the places from `FIRST_EVALUATION` on. 7919 is odd, so no two of the 2**31 places of a run
+    have the same seed; nor have two runs in the same place.
+    """
+    return (seed * 1_000_003 + place * 7_919) % (2**31)
+
+
+FIRST_EVALUATION = 10_001  # the place behind the most epochs that there can be
+
+
+def evaluation_seed(seed: int, number: int = 0) -> int:
+    """The seed of the noise in an evaluation of the run: 0 is its record's, `noisin evaluate --seed` gives others."""
+    return stream(seed, FIRST_EVALUATION + number)

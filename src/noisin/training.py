@@ -10,21 +10,20 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-import noisin
-from noisin.config import Config, recorded_config
+from noisin.config import Config
 from noisin.data.batches import number_of_training_batches, training_batches
 from noisin.data.corpus import Corpus
 from noisin.evaluation import make_evaluator
-from noisin.model import LanguageModel, initial_model, stream
+from noisin.model import LanguageModel, evaluation_seed, initial_model, stream
 from noisin.objective import AveragedLikelihood, FusedLikelihood, perplexity
 from noisin.optimizers import OPTIMIZERS, ClippingTrainer, Diverged
-from noisin.runs.directory import Progress, RunDirectory
+from noisin.runs.directory import RunDirectory
 from noisin.runs.events import Events
-from noisin.runs.record import finite_or_null, make_record, read_record, write_record
+from noisin.runs.formats import LARGEST, Progress, differences
+from noisin.runs.record import finite_or_null, make_record, origin, write_record
 from noisin.system.device import check_dtype
-from noisin.system.errors import UserError
 from noisin.system.files import BRIEF
-from noisin.system.provenance import git_revision, now
+from noisin.system.provenance import now
 
 # A batch has exploded if its loss per word is this many times that of a uniform guess. Networks of ReLUs do so at the
 # start, for some tens of batches in which the hidden state grows without bound, and come back; so they do in PyTorch.
@@ -98,8 +97,8 @@ def train(
     ----------
     config : Config
     run_directory : str or Path
-        Where config, metrics, weights and record go. A run of the same configuration found there goes on; a finished
-        one is returned as it is.
+        Where config, metrics, weights and record go. A run of the same configuration and text found there goes on, a
+        finished one if it is to have more epochs; else it is returned as it is.
     corpus : Corpus
     device : mxnet.Context, default cpu
     report : callable, default tqdm.write
@@ -128,19 +127,17 @@ def train(
         check_dtype(config.dtype, device)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
     with directory.held(math.inf if wait else BRIEF):
-        identity = {"config": config.to_dict(), "corpus_sha256": corpus.digest, "version": noisin.__version__}
-        directory.begin(identity, corpus.vocabulary.idx_to_token)
+        directory.begin(config, corpus)
         report(f"run {directory.path}")
-        if directory.record_path.exists():
-            record = read_record(directory.record_path)
-            if recorded_config(record["config"]) != config:
-                raise UserError(f"{directory.record_path} is another run's record: delete it, and this one goes on")
-            directory.drop_checkpoints(record["best_epoch"])  # which a kill may have prevented
+        record = directory.read_record()
+        if record is not None:
+            directory.tidy(record)  # which a kill may have prevented
             if watcher:
                 watcher.begin(record["epochs"])
                 watcher.close()
             report(f"already {_summary_line(record)}")
             return record
+        check_dtype(config.dtype, device)  # also for more epochs of a finished run
         return _Run(config, directory, corpus, device, report, progress, watcher).train()
 
 
@@ -159,7 +156,7 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.corpus, self.device = config, directory, corpus, device
         self.report, self.show_bar, self.events = report, progress, events
-        self.revision = git_revision()  # of the code that is loaded now, not of what the checkout holds hours later
+        self.origin = origin(device)  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.step = TrainingStep(self.model, config, device)
         self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
@@ -167,6 +164,13 @@ class _Run:
         if self.progress.epochs and self.progress.status == "running":
             directory.restore(self.model, self.step.trainer, self.progress)
             report(f"going on after epoch {len(self.progress.epochs)}")
+            self._say_what_has_changed()
+
+    def _say_what_has_changed(self) -> None:
+        before = self.progress.origins[-1]
+        changed = [line for part in ("versions", "hardware") for line in differences(before[part], self.origin[part])]
+        if changed:
+            self.report(f"{'; '.join(changed)}: the result may differ by rounding from that of an uninterrupted run")
 
     def train(self) -> Dict[str, Any]:
         if self.events:
@@ -180,8 +184,8 @@ class _Run:
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> None:
-        if self.revision and self.revision not in self.progress.revisions:
-            self.progress.revisions.append(self.revision)
+        if self.origin not in self.progress.origins:
+            self.progress.origins.append(self.origin)
         # MXNet cannot save its random state: each epoch starts from a state of its own, so that a resumed run is exact.
         mx.random.seed(stream(self.config.seed, epoch))
         self.step.trainer.set_learning_rate(learning_rate(self.config, epoch))
@@ -190,7 +194,7 @@ class _Run:
             train_ppl, words = self._pass_over_training_set(epoch)
             seconds = time.perf_counter() - start
             valid_ppl = self.evaluator.clean(self.corpus.valid)
-            if not valid_ppl < math.inf:
+            if not valid_ppl <= LARGEST:
                 raise Diverged(f"validation: the perplexity is {valid_ppl}")
         except Diverged as reason:
             self.progress.status, self.progress.reason = "diverged", f"epoch {epoch}, {reason}"
@@ -269,8 +273,8 @@ class _Run:
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
         progress = self.progress
-        if progress.best_valid_ppl is None or entry["valid_ppl"] < progress.best_valid_ppl:
-            progress.best_epoch, progress.best_valid_ppl = entry["epoch"], entry["valid_ppl"]
+        if progress.valid_ppl is None or entry["valid_ppl"] < progress.valid_ppl:
+            progress.best_epoch, progress.valid_ppl = entry["epoch"], entry["valid_ppl"]
         if entry["epoch"] - progress.best_epoch >= self.config.patience:
             progress.status = "early-stopped"
         elif entry["epoch"] >= self.config.epochs:
@@ -281,10 +285,10 @@ class _Run:
         test_ppl = None
         if self.progress.best_epoch is not None:
             self.directory.load_best_weights(self.model)
-            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=stream(self.config.seed, 0)))
-        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus, self.device)
+            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=evaluation_seed(self.config.seed)))
+        record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus)
         write_record(self.directory.record_path, record)
-        self.directory.drop_checkpoints(self.progress.best_epoch)
+        self.directory.tidy(record)
         self.report(_summary_line(record))
         return record
 

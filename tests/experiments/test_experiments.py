@@ -35,7 +35,8 @@ from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
 from noisin.figures import curves, figure2, validation_panels
 from noisin.methods import METHODS
-from noisin.runs.record import read_record, seal, write_record
+from noisin.runs.formats import seal
+from noisin.runs.record import read_record, write_record
 from noisin.system.errors import UserError
 from noisin.system.files import hold_folder
 from noisin.system.process import Job, run
@@ -160,6 +161,12 @@ def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
     said = []
     assert run(Job(str(tmp_path), str(tmp_path), "cpu", {}), said.append) is None
     assert said == [f"given up: cannot start {tmp_path / 'gone' / 'python'}: No such file or directory"]
+
+
+def test_a_run_that_diverged_is_a_result_of_the_grid(tmp_path):
+    config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", clip=1e6, hidden=8, epochs=1)
+    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "results", on_this_machine())
+    assert record["status"] == "diverged" and load_records(tmp_path / "results") == [record]
 
 
 def standing_in(monkeypatch, folder, script):

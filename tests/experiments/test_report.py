@@ -37,8 +37,8 @@ from experiments.report.tables import (
     verdicts_frame,
 )
 from noisin.config import config_from_dict
-from noisin.runs.record import seal
-from noisin.system.errors import UserError
+from noisin.runs.formats import seal
+from noisin.system.errors import UserError, harmless
 from noisin.system.files import read_json, write_json
 
 NONE, NOISIN, LEARNED = (FIGURE2.configs([method])[0] for method in ("none", "noisin", "noisin*"))
@@ -328,6 +328,25 @@ def test_strings_of_a_record_are_text_wherever_they_are_shown(tmp_path, monkeypa
     assert text.count(r"\end{table}") == 1 and r"\textbackslash{}end\{table\}" in text
 
 
+def test_the_largest_numbers_and_texts_of_a_valid_record_make_a_page_of_its_size(tmp_path):
+    most = 1e100
+    records = []
+    for seed in (1, 2, 3):
+        record = record_of(changed(LEARNED, seed=seed, layers=64, epochs=60), clean=most, averaged=most, best=1)
+        entry = {"train_ppl": most, "valid_ppl": most, "seconds": most, "tokens_per_second": most, "gamma": [most] * 64}
+        record["epochs"] = [{**entry, "epoch": number} for number in range(1, 61)]
+        record.update(valid_ppl=most, gamma=[most] * 64, floor_ppl=most, parameters=2**53, corpus="ptb")
+        record["test_ppl"].update(bound=most, samples=1000, averaged_limit_error=most)
+        record["git"] = ", ".join([40 * "0"] * 200)
+        record["versions"] = {f"p{number}": 9_000 * "x" for number in range(20)}
+        record["hardware"] = {"cpu": 9_000 * "<", "threads": [100_000] * 60, "device": 9_000 * "&"}
+        records.append(record)
+    written = sum(len(json.dumps(record)) for record in records)
+    page = report(tmp_path, *records)
+    assert written > 700_000 and len((tmp_path / "out" / "index.html").read_bytes()) < 20 * written
+    assert f"{most:.1f}" in page.text()
+
+
 def everywhere(value, text):
     """A JSON value with the text in place of each string, and under a name of its own."""
     if isinstance(value, dict):
@@ -337,7 +356,7 @@ def everywhere(value, text):
 
 def built(text):
     """The page of a run and of measurements that have this text wherever they may have one."""
-    config = changed(LEARNED, corpus=text)
+    config = changed(LEARNED, corpus=harmless(text))
     record = {**everywhere(record_of(config), text), "epochs": record_of(config)["epochs"]}
     run = Run(record, config, f"figure2/{text}.json", "run-1")
     table = pd.DataFrame([{text: text, "number": text}])

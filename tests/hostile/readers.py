@@ -18,9 +18,11 @@ from unittest import mock
 
 import mxnet as mx
 import numpy as np
+import safetensors.numpy
 from helpers.processes import ROOT
 from mxnet import gluon
 
+import noisin
 from benchmarks import report
 from experiments.report.runs import load_runs
 from noisin.config import Config, config_from_dict
@@ -28,9 +30,8 @@ from noisin.data import cache
 from noisin.data.corpus import OWN_VOCABULARY, load_corpus
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import SPLITS
-from noisin.runs.directory import RunDirectory
-from noisin.runs.record import seal
-from noisin.runs.weights import parse_arrays
+from noisin.runs.directory import RunDirectory, _fingerprint
+from noisin.runs.formats import seal
 from noisin.system.errors import UserError
 from noisin.system.files import parse_json, read_json
 
@@ -79,25 +80,28 @@ def read_parsed_json(content: bytes) -> None:
     assert parse_json(json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")) == value
 
 
-def read_arrays(content: bytes) -> None:
-    arrays = parse_arrays(content)
-    theirs = mx.nd.load(str(put(content, "read.params"))) if arrays else {}  # without any they forget the names
-    assert set(arrays) == set(theirs)
-    assert all(np.array_equal(values, theirs[name].asnumpy()) for name, values in arrays.items())
-
-
 def read_options(content: bytes) -> None:
     config = config_from_dict(read_json(put(content, "options.json")))
     assert config_from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
 
 
+def sealed_anew(content: bytes) -> bytes:
+    """The content past its seal, if it is JSON: as anybody can compute it."""
+    try:
+        return json.dumps(seal(parse_json(content))).encode()
+    except (ValueError, AttributeError):  # not JSON, or not an object: left as it is
+        return content
+
+
 def read_run(content: bytes) -> None:
-    RunDirectory(put(content, "begun", "config.json").parent).read_config()
+    RunDirectory(put(sealed_anew(content), "begun", "config.json").parent).read_config()
 
 
 def read_state(content: bytes) -> None:
-    directory = RunDirectory(put(content, "run", "state.json").parent)
-    put(WEIGHTS, "run", "epoch-0001.params")
+    directory = RunDirectory(put(sealed_anew(content), "run", "state.json").parent)
+    put(RUN, "run", "config.json")
+    for name in ("epoch", "best"):
+        put(WEIGHTS, "run", f"{name}-0001.safetensors")
     progress = directory.recover(lambda line: None)
     assert progress == directory.load()
     assert all(entry["epoch"] == number for number, entry in enumerate(progress.epochs, 1))
@@ -105,16 +109,30 @@ def read_state(content: bytes) -> None:
 
 def read_weights(content: bytes) -> None:
     """As the weights of a checkpoint whose state names their sha256: that alone protects from accidents only."""
-    path = put(content, "weights", "best-0001.params")
-    named = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-    progress = {**STATE["progress"], "best_epoch": 1, "best_valid_ppl": EPOCH["valid_ppl"]}
-    put(json.dumps({"files": {"last": named, "best": named}, "progress": progress}).encode(), "weights", "state.json")
+    path = put(content, "weights", "best-0001.safetensors")
+    put(RUN, "weights", "config.json")
+    put(state_of(content), "weights", "state.json")
     MODEL.weight.set_data(mx.nd.zeros((2, 3)))
     RunDirectory(path.parent).load_best_weights(MODEL)
     assert np.isfinite(MODEL.weight.data().asnumpy()).all()
 
 
+def state_of(weights: bytes, **changes: Any) -> bytes:
+    """A sealed state whose files hold these weights, its progress with some changes."""
+    digest = hashlib.sha256(weights).hexdigest()
+    files = {which: {"name": f"{which}-0001.safetensors", "sha256": digest} for which in ("epoch", "best")}
+    return json.dumps(seal({**STATE, "files": files, "progress": {**STATE["progress"], **changes}})).encode()
+
+
+def run_of(words: bytes) -> bytes:
+    """The sealed `config.json` of a run with this vocabulary."""
+    content = {"config": CONFIG.to_dict(), "corpus_sha256": "0" * 64, "version": noisin.__version__}
+    return json.dumps(seal({**content, "vocabulary_sha256": hashlib.sha256(words).hexdigest()})).encode()
+
+
 def read_vocabulary(content: bytes) -> None:
+    """As one whose sha256 the run names."""
+    put(run_of(content), "words", "config.json")
     types = RunDirectory(put(content, "words", "vocabulary.txt").parent).read_vocabulary()
     vocabulary = ordered_vocabulary(types)
     assert vocabulary.idx_to_token == types and vocabulary[types] == list(range(len(types)))
@@ -144,20 +162,8 @@ def read_measurements(content: bytes) -> None:
 
 def read_records(content: bytes) -> None:
     """As a record and, sealed anew if it is JSON, past the digest as well."""
-    folder = put(content, "results", "figure2", "record.json").parents[1]
-    try:
-        content = json.dumps(seal(parse_json(content))).encode()
-    except (ValueError, AttributeError):  # not JSON, or not an object: left as it is
-        load_runs(folder)
-    else:
-        put(content, "results", "figure2", "record.json")
-        assert len(load_runs(folder)) == 1
-
-
-def _params() -> bytes:
-    path = FOLDER / "valid.params"
-    mx.nd.save(str(path), {"weight:weight": mx.nd.ones((2, 3)), "optimizer:0:0": mx.nd.zeros((2, 3))})
-    return path.read_bytes()
+    folder = put(sealed_anew(content), "results", "figure2", "record.json").parents[1]
+    assert len(load_runs(folder)) == 1
 
 
 def _cache() -> bytes:
@@ -170,29 +176,37 @@ def _cache() -> bytes:
 CACHE_KEY = "key"
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
-WEIGHTS = _params()
+WEIGHTS = safetensors.numpy.save(
+    {"weight:weight": np.ones((2, 3), np.float32), "optimizer:0:0": np.zeros((2, 3), np.float32)}
+)
+CONFIG = Config(method="noisin*", noise="gamma", noise_parameters={"k": 2.0})
+OPTIONS = json.dumps(CONFIG.to_dict()).encode()
+WORDS = b"<unk>\n<eos>\ndax\nzorp\n\xc3\xa9\n"
+RUN = run_of(WORDS)
 EPOCH = {"epoch": 1, "train_ppl": 9.5, "valid_ppl": 8.5, "seconds": 0.5, "tokens_per_second": 99.0, "gamma": [0.2]}
+ORIGIN = {"git": None, "versions": {"numpy": "2.0"}, "hardware": {"cpu": "a processor", "threads": 1, "device": "cpu"}}
 STATE: Dict[str, Any] = {
-    "files": {"last": {"name": "epoch-0001.params", "sha256": hashlib.sha256(WEIGHTS).hexdigest()}},
+    "run": _fingerprint(json.loads(RUN)),
     "progress": {
         "epochs": [EPOCH],
-        "best_epoch": None,
-        "best_valid_ppl": None,
+        "best_epoch": 1,
+        "valid_ppl": 8.5,
         "updates": 7,
+        "exploding": 0,
         "started": "2026-01-01T00:00:00+00:00",
         "status": "running",
+        "reason": None,
+        "origins": [ORIGIN],
     },
 }
-OPTIONS = json.dumps(Config(method="noisin*", noise="gamma", noise_parameters={"k": 2.0}).to_dict()).encode()
 
 READERS = {
     "json": Reader(read_parsed_json, OPTIONS, (ValueError,)),
-    "params": Reader(read_arrays, WEIGHTS, (ValueError,)),
     "options": Reader(read_options, OPTIONS),
-    "run": Reader(read_run, b'{"config": ' + OPTIONS + b"}"),
-    "state": Reader(read_state, json.dumps(STATE).encode()),
+    "run": Reader(read_run, RUN),
+    "state": Reader(read_state, state_of(WEIGHTS)),
     "weights": Reader(read_weights, WEIGHTS),
-    "vocabulary": Reader(read_vocabulary, b"<unk>\n<eos>\ndax\nzorp\n\xc3\xa9\n"),
+    "vocabulary": Reader(read_vocabulary, WORDS),
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
     "cache": Reader(read_cache, _cache(), (AssertionError,)),
     "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),

@@ -8,6 +8,7 @@ import pytest
 from mxnet import autograd
 
 from noisin.graphs import traced_for
+from noisin.native import normals
 from noisin.native.normals import fill_normals, normal_like
 
 LANES = 64
@@ -96,6 +97,18 @@ def test_draws_follow_mxnets_seed_and_never_repeat():
     np.testing.assert_array_equal(first, again)
     values = np.concatenate([np.ravel(first), np.ravel(other)])
     assert len(np.unique(values)) == values.size
+
+
+def test_keys_have_64_random_bits(monkeypatch):
+    keys = []
+    monkeypatch.setattr(normals, "fill_normals", lambda array, key: keys.append(key))
+    for _ in range(64):
+        normal_like(mx.nd, mx.nd.zeros(1)).wait_to_read()
+    bits = np.array([[key >> place & 1 for place in range(64)] for key in keys])
+    assert len(set(keys)) == 64 and max(keys) < 2**64
+    assert (np.abs(bits.mean(axis=0) - 0.5) < 0.4).all()  # of fair bits, one in 1e9 of 64 draws is further away
+    words = [[key >> shift & 0xFFFF for key in keys] for shift in (0, 16, 32, 48)]
+    assert all(one != other for place, one in enumerate(words) for other in words[:place])
 
 
 def test_another_type_has_the_same_draws():

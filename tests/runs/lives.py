@@ -62,7 +62,7 @@ def die_before_what_is_new(directory, seen):
     known = seen.read_text().splitlines() if seen.exists() else []
 
     def watch(event, path):
-        newest = max((file.name for file in directory.glob("epoch-*.params")), default="")
+        newest = max((file.name for file in directory.glob("epoch-*.safetensors")), default="")
         name = re.sub("[.][0-9a-f]{32}", "", path.name)
         operation = f"{event} {name} {newest}"
         if (event, path.suffix) == ("os.remove", ".tmp"):

@@ -79,7 +79,7 @@ def timeless(path):
         return path.read_bytes()
     content = path.read_text(encoding="utf-8")
     # The checkout may change meanwhile, and with it the commit; the digest is that of all of these, too.
-    times = ("seconds", "tokens_per_second", "started", "finished", "git", "revisions", "digest")
+    times = ("seconds", "tokens_per_second", "started", "finished", "git", "origins", "digest")
     return [
         json.loads(part, object_hook=lambda found: {name: found[name] for name in found if name not in times})
         for part in (content.splitlines() if path.suffix == ".jsonl" else [content])
@@ -119,9 +119,16 @@ def test_a_run_that_is_killed_before_every_operation_on_its_files_ends_as_one_th
         assert status in (0, -signal.SIGKILL), said
     assert left_by(tmp_path / "parts") == left_by(tmp_path / "whole")
     seen = (tmp_path / "seen").read_text()
-    for name in ("config.json", "metrics.jsonl", "epoch-0002.params", "best-0002.params", "state.json", "record.json"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "epoch-0002.safetensors",
+        "best-0002.safetensors",
+        "state.json",
+        "record.json",
+    ):
         assert f"os.rename .{name}.tmp" in seen
-    for name in ("state-before.json", "epoch-0001.params"):
+    for name in ("state-before.json", "epoch-0001.safetensors", "best-0001.safetensors"):
         assert f"os.remove {name}" in seen
 
 
@@ -130,8 +137,7 @@ def test_a_full_disk_is_one_line_at_any_file_and_the_run_goes_on_when_there_is_s
     finish(arguments(tmp_path / "whole"), partial(lives.note_files, tmp_path / "whole", tmp_path / "notes"))
     notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
     assert len(notes) == 12
-    # MXNet itself does not miss the last bytes of a file; the others' lengths are not quite the same again, for times.
-    cuts = [int(size) - 1 if name.endswith(".params.tmp") else int(size) // 2 for size, name in notes]
+    cuts = [int(size) - 1 if name.endswith(".safetensors.tmp") else int(size) // 2 for size, name in notes]
     for number, cut in [(1, 0), *enumerate(cuts, 1)]:
         directory = tmp_path / f"{number}-{cut}"
         status, said = Life(arguments(directory), partial(lives.run_out_of_disk, directory, number, cut)).end()

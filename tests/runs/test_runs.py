@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from helpers.processes import file_size_limit, wait_for
@@ -17,7 +18,7 @@ from noisin.cli import main
 from noisin.runs.directory import RunDirectory
 from noisin.runs.events import Events
 from noisin.system.errors import UserError
-from noisin.system.files import is_locked, open_lock
+from noisin.system.files import is_locked, open_lock, write_json
 
 QUICK = ("--hidden", "8", "--batch-size", "50", "--quiet")
 
@@ -65,7 +66,7 @@ def test_a_lock_is_let_go_when_its_file_is_closed(tmp_path):
 
 
 def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_removed(tmp_path):
-    torn, other = tmp_path / f".epoch-0001.params.{8 * '01ef'}.tmp", tmp_path / ".mine.tmp"
+    torn, other = tmp_path / f".epoch-0001.safetensors.{8 * '01ef'}.tmp", tmp_path / ".mine.tmp"
     torn.touch()
     other.touch()
     with RunDirectory(tmp_path).held():
@@ -75,6 +76,39 @@ def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_rem
     file = open_lock(tmp_path / "lock")
     threading.Timer(0.5, file.close).start()
     open_lock(tmp_path / "lock").close()
+
+
+def test_what_is_written_stays_through_a_power_failure(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noting_fsync(file):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def noting_replace(source, target):
+        done.append(("rename", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    folder = tmp_path / "runs" / "new"
+    write_json(folder / "state.json", {})
+    made, (_, aside), renamed = done[:2], done[2], done[3:]
+    assert made == [("fsync", str(tmp_path)), ("fsync", str(folder.parent))]
+    assert re.fullmatch(rf"{folder}/\.state\.json\.[0-9a-f]+\.tmp", aside)
+    assert renamed == [("rename", str(folder / "state.json")), ("fsync", str(folder))]
+
+
+def test_a_checkpoint_is_there_when_its_epoch_is_said(tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    monkeypatch.setattr("noisin.cli._report", lambda line: done.append(line))
+    assert main(["train", "--run-dir", str(tmp_path / "run"), *QUICK, "--epochs", "1"]) == 0
+    said = next(place for place, line in enumerate(done) if line.startswith("epoch"))
+    flushed = [Path(path).name.split(".")[1] for path in done[:said] if path.endswith(".tmp")]
+    assert flushed == ["config", "vocabulary", "metrics", "epoch-0001", "best-0001", "state"]
+    assert done[said - 1] == str(tmp_path / "run")
+    assert Path(done[-3]).name.startswith(".record.json.") and done[-2] == str(tmp_path / "run")
 
 
 def test_who_waits_for_long_is_told_for_whom(tmp_path, capsys, monkeypatch):

@@ -1,15 +1,15 @@
 """The run directory: configuration, metrics, weights, and all that an exact resume needs. No pickle anywhere.
 
-    config.json        the resolved configuration, package version and corpus fingerprint
-    vocabulary.txt     the word types, one a line by id: all that sampling needs of the corpus
-    state.json         progress so far; names the two files below with their sha256
-    state-before.json  the same of the checkpoint before, whose files are kept too
-    epoch-0007.params  weights and optimizer state after epoch 7
-    best-0005.params   weights of the best validation epoch
-    metrics.jsonl      one line an epoch, for people and plots
-    record.json        the finished run (DESIGN, section 7)
-    lock               held by the process that trains
-    events/            for TensorBoard, if asked for
+    config.json             the resolved configuration, package version, sha256 of corpus and vocabulary.txt; sealed
+    vocabulary.txt          the word types, one a line by id: all that sampling needs of the corpus
+    state.json              progress so far; names the run and the two files below with their sha256; sealed
+    state-before.json       the same of the checkpoint before, whose files are kept too
+    epoch-0007.safetensors  weights and optimizer state after epoch 7; kept after the end for a run with more --epochs
+    best-0005.safetensors   weights of the best validation epoch
+    metrics.jsonl           one line an epoch, for people and plots
+    record.json             the finished run (DESIGN, section 7); sealed
+    lock                    held by the process that trains
+    events/                 for TensorBoard, if asked for
 
 Every file is written to the side, flushed and renamed. `state.json` is what counts: a kill before its rename leaves the
 previous one, whose files are still there. Should it or its files be damaged later, the checkpoint before is used.
@@ -18,42 +18,28 @@ previous one, whose files are still there. Should it or its files be damaged lat
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
-import mxnet as mx
 import numpy as np
 from mxnet.gluon import Block, Trainer
 
+import noisin
 from noisin.config import Config, recorded_config
+from noisin.data.corpus import Corpus
 from noisin.data.encoding import END, UNKNOWN
-from noisin.runs.weights import parse_arrays
-from noisin.system.errors import UserError, quoted
+from noisin.data.published import NAMES
+from noisin.runs.formats import Progress, Wrong, check_progress, check_sealed, differences, seal
+from noisin.runs.record import read_record
+from noisin.runs.weights import pack, set_optimizer, set_parameters, unpack
+from noisin.system.errors import UserError
 from noisin.system.files import BRIEF, hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
-WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.params")  # names of the files of weights
-STATUSES = ("running", "finished", "early-stopped", "diverged")
-
-
-@dataclass
-class Progress:
-    """Where a run stands after its last whole epoch."""
-
-    epochs: List[Dict[str, Any]] = field(default_factory=list)
-    best_epoch: Optional[int] = None
-    best_valid_ppl: Optional[float] = None
-    updates: int = 0
-    exploding: int = 0  # batches in a row, up to the last one, whose loss has exploded
-    started: str = ""
-    status: str = "running"
-    reason: Optional[str] = None  # why it diverged, if it did
-    revisions: List[str] = field(default_factory=list)  # the commits of the code that trained it, first one first
+WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.safetensors")  # names of the files of weights
 
 
 class RunDirectory:
@@ -62,7 +48,7 @@ class RunDirectory:
     Parameters
     ----------
     path : str or Path
-        Created by `begin` if it is not there.
+        Created by `held` if it is not there.
     """
 
     def __init__(self, path: Any) -> None:
@@ -89,7 +75,7 @@ class RunDirectory:
         try:
             str(self.path).encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"run directory {self.path}: MXNet takes names in UTF-8 alone; give another one") from None
+            raise UserError(f"run directory {self.path}: its name is not in UTF-8; give another one") from None
         try:
             lock = hold_folder(self.path, patience)
         except OSError as error:
@@ -97,31 +83,56 @@ class RunDirectory:
         with lock:
             yield
 
-    def begin(self, identity: Mapping[str, Any], types: Sequence[str]) -> None:
-        """Start or re-enter the run of this identity (`config`, `corpus_sha256` and `version`) and vocabulary.
+    def begin(self, config: Config, corpus: Corpus) -> None:
+        """Start the run of this configuration and text, or re-enter it: also from elsewhere, or with more epochs.
 
         Raises
         ------
         UserError
-            If the directory holds another run, naming what differs, or one that cannot be told, or cannot be written.
+            If the directory holds another run, naming what differs, or one that cannot be told, that has ended before
+            its last epoch, or that has more epochs; or if it cannot be written.
         """
-        if not (self.path / "config.json").exists():
-            left = [name for name in ("record.json", "state.json", "state-before.json") if (self.path / name).exists()]
-            if left:
+        words = "".join(f"{name}\n" for name in corpus.vocabulary.idx_to_token).encode()
+        identity = seal(
+            {
+                "config": config.to_dict(),
+                "corpus_sha256": corpus.digest,
+                "vocabulary_sha256": hashlib.sha256(words).hexdigest(),
+                "version": noisin.__version__,
+            }
+        )
+        before = None
+        if (self.path / "config.json").exists():
+            before = self._identity()
+            self._check_same(before, identity)
+        for left in ("record.json", "state.json", "state-before.json"):
+            if before is None and (self.path / left).exists():
                 raise UserError(
-                    f"{self.path} has a {left[0]} but no config.json to say of which run: give another --run-dir"
+                    f"{self.path} has a {left} but no config.json to say of which run: give another --run-dir"
                 )
+        if identity != before:  # the text has moved, or there are more epochs
             write_json(self.path / "config.json", identity)
-        before = read_json(self.path / "config.json")
-        differences = _differences(before, json.loads(json.dumps(identity)))
-        if differences:
+        path = self.path / "vocabulary.txt"
+        if not path.exists() or read_regular(path, "the vocabulary of this run") != words:
+            write_file(path, lambda aside: aside.write_bytes(words))
+
+    def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse to take up the run that lies here under an identity that is not its own."""
+        different = differences(_lasting(before), _lasting(now))
+        had, wanted = before["config"]["epochs"], now["config"]["epochs"]
+        if wanted < had:
+            different.append(f"epochs was {had}, is {wanted}")
+        if different:
             raise UserError(
-                f"{self.path} holds another run ({'; '.join(differences)}): give it the same options, text and version "
-                "of noisin, or give another --run-dir"
+                f"{self.path} holds another run ({'; '.join(different)}): give it the same options, text and version "
+                "of noisin, and no fewer epochs, or give another --run-dir"
             )
-        lines, path = "".join(f"{name}\n" for name in types).encode(), self.path / "vocabulary.txt"
-        if not path.exists() or read_regular(path, "the vocabulary of this run") != lines:
-            write_file(path, lambda aside: aside.write_bytes(lines))
+        record = self._read_record(before) if self.record_path.exists() else None
+        if record is not None and record["status"] != "finished" and wanted > record["config"]["epochs"]:
+            raise UserError(
+                f"{self.path} holds a run that is {record['status']} after {len(record['epochs'])} epochs: more "
+                "--epochs would add none; give another --run-dir"
+            )
 
     @property
     def in_use(self) -> bool:
@@ -134,29 +145,58 @@ class RunDirectory:
         Raises
         ------
         UserError
-            If there is none, or it is damaged.
+            If there is none, or it is damaged; also in `read_record` and `read_vocabulary`.
         """
+        return recorded_config(self._identity()["config"])
+
+    @property
+    def corpus_sha256(self) -> str:
+        """The digest of the text that the run is trained on."""
+        return self._identity()["corpus_sha256"]
+
+    def read_record(self) -> Optional[Dict[str, Any]]:
+        """The record of the run that lies here; None while it trains, be it for more epochs than its record has."""
+        identity = self._identity()
+        record = self._read_record(identity) if self.record_path.exists() else None
+        return record if record and record["config"]["epochs"] == identity["config"]["epochs"] else None
+
+    def _read_record(self, identity: Mapping[str, Any]) -> Dict[str, Any]:
+        record = read_record(self.record_path)
+        config = recorded_config(record["config"]).to_dict()
+        if _lasting({**identity, "config": config, "corpus_sha256": record["corpus_sha256"]}) != _lasting(identity):
+            raise UserError(f"{self.record_path} is another run's record: delete it, and this one goes on")
+        return record
+
+    def _identity(self) -> Dict[str, Any]:
+        """What `config.json` says: whose run this is."""
         path = self.path / "config.json"
         if not path.exists():
             raise UserError(f"{self.path} holds no run (it has no config.json): give a directory made by noisin train")
         content = read_json(path)
-        if not isinstance(content.get("config"), dict):
-            raise UserError(f"{path} is not a run's configuration: it has no 'config' object")
-        return recorded_config(content["config"], source=str(path))
+        if "digest" not in content:
+            raise UserError(
+                f"{path} was written by an older version of noisin, or by hand: give another --run-dir, or delete "
+                f"{self.path} to train again"
+            )
+        try:
+            check_sealed(content, "run")
+        except Wrong as wrong:
+            raise UserError(f"{path} is damaged: {wrong}; restore it, or delete {self.path} to train again") from None
+        return {**content, "config": recorded_config(content["config"], str(path)).to_dict()}
 
     def read_vocabulary(self) -> List[str]:
-        """The word types of the run that lies here, by id.
-
-        Raises
-        ------
-        UserError
-            If the file is missing or damaged.
-        """
+        """The word types of the run that lies here, by id."""
         path = self.path / "vocabulary.txt"
         if not path.exists():
             raise UserError(f"{path} is missing: repeat the command that trained the run, which writes it")
+        content = read_regular(path, "word types")
+        if hashlib.sha256(content).hexdigest() != self._identity()["vocabulary_sha256"]:
+            raise UserError(
+                f"{path} is damaged: its sha256 is not the one in config.json; repeat the command that trained the "
+                "run, which writes it anew"
+            )
         try:
-            *types, rest = read_regular(path, "word types").decode("utf-8").split("\n")
+            *types, rest = content.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is damaged: it is not UTF-8 ({error.reason})") from None
         if (
@@ -171,7 +211,7 @@ class RunDirectory:
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
         path = self.path / "state.json"
-        return _read_state(path)[0] if path.exists() else None
+        return self._read_state(path)[0] if path.exists() else None
 
     def recover(self, report: Callable[[str], None]) -> Optional[Progress]:
         """As `load`, from the newest checkpoint that is whole, which is then the last one.
@@ -201,207 +241,119 @@ class RunDirectory:
 
     def _read_whole(self, state: Path) -> Progress:
         """Progress of a checkpoint, after a look at all of its files that are still needed."""
-        progress, files = _read_state(state)
+        progress, files = self._read_state(state)
         for which in files:
             if which == "best" or progress.status == "running":
                 self._read_arrays(which, state)
         return progress
 
+    def _read_state(self, path: Path) -> Tuple[Progress, Dict[str, Dict[str, str]]]:
+        """Progress, and name and sha256 of the `epoch` and the `best` arrays."""
+        content, identity = read_json(path), self._identity()
+        config = recorded_config(identity["config"])
+        try:
+            check_sealed(content, "state")
+            if content["run"] != _fingerprint(identity):
+                raise Wrong("it is of another run than config.json")
+            check_progress(content["progress"], config)
+        except Wrong as wrong:
+            raise UserError(f"{path} is damaged: {wrong}; delete {path.parent} to start the run again") from None
+        progress = Progress(**content["progress"])
+        if progress.status == "finished" and len(progress.epochs) < config.epochs:
+            progress.status = "running"  # it has been given more since then
+        return progress, content["files"]
+
     def load_best_weights(self, model: Block) -> None:
         """Set the model's parameters to those of the best epoch."""
-        _set_parameters(model, self._read_arrays("best", self.path / "state.json"), self.path)
+        set_parameters(model, self._read_arrays("best", self.path / "state.json"), self.path)
 
     def restore(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Set parameters and optimizer to where the last checkpoint left them."""
-        arrays = self._read_arrays("last", self.path / "state.json")
-        _set_parameters(model, arrays, self.path)
-        _set_optimizer(trainer, arrays, progress.updates, self.path)
+        arrays = self._read_arrays("epoch", self.path / "state.json")
+        set_parameters(model, arrays, self.path)
+        set_optimizer(trainer, arrays, progress.updates, self.path)
 
     def save(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Write a checkpoint; `progress` must end with the epoch just trained."""
-        epoch = len(progress.epochs)
         # Before what counts: once that says that training has ended, this file is not written again.
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
-        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-        last, best = self.path / f"epoch-{epoch:04d}.params", self.best_path(progress.best_epoch)
-        weights = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
-        digests = {"last": _write_arrays(last, {**weights, **_optimizer_arrays(trainer)})}
-        if progress.best_epoch == epoch:
-            digests["best"] = _write_arrays(best, weights)
-        elif progress.best_epoch is not None:
-            digests["best"] = read_json(self.path / "state.json")["files"]["best"]["sha256"]
-        files = {"last": {"name": last.name, "sha256": digests["last"]}}
-        if progress.best_epoch is not None:
-            files["best"] = {"name": best.name, "sha256": digests["best"]}
-        state, before = self.path / "state.json", self.path / "state-before.json"
-        kept = {entry["name"] for entry in files.values()}
-        if state.exists():
-            previous = read_json(state)
-            kept |= {entry["name"] for entry in previous["files"].values()}
-            write_json(before, previous)
-        write_json(state, {"files": files, "progress": dataclasses.asdict(progress)})
-        for old in self._weights():
-            if old.name not in kept:
-                old.unlink()
+        write_file(self.path / "metrics.jsonl", lambda aside: aside.write_text(lines, encoding="utf-8"))
+        state = self.path / "state.json"
+        previous = self._read_state(state)[1] if state.exists() else {}
+        files = {"epoch": self._write_weights(f"epoch-{len(progress.epochs):04d}", pack(model, trainer))}
+        if progress.best_epoch == len(progress.epochs):
+            files["best"] = self._write_weights(self.best_path(progress.best_epoch).stem, pack(model))
+        else:
+            files["best"] = previous["best"]
+        if previous:
+            write_json(self.path / "state-before.json", read_json(state))
+        self._write_state(files, progress)
+        self._remove_weights({entry["name"] for entry in (*files.values(), *previous.values())})
+
+    def _write_weights(self, stem: str, content: bytes) -> Dict[str, str]:
+        """Write a file of weights: its name and sha256."""
+        path = self.path / f"{stem}.safetensors"
+        write_file(path, lambda aside: aside.write_bytes(content))
+        return {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def _write_state(self, files: Mapping[str, Mapping[str, str]], progress: Progress) -> None:
+        content = {"run": _fingerprint(self._identity()), "files": files, "progress": dataclasses.asdict(progress)}
+        state = seal(content)
+        check_sealed(state, "state")  # better now than when it is needed
+        write_json(self.path / "state.json", state)
 
     def end(self, progress: Progress) -> None:
         """Note that training has ended without another epoch; where there is none, nothing is left to note it in."""
         state = self.path / "state.json"
         if state.exists():
-            write_json(state, {**read_json(state), "progress": dataclasses.asdict(progress)})
+            self._write_state(self._read_state(state)[1], progress)
 
-    def drop_checkpoints(self, best_epoch: Optional[int]) -> None:
-        """Remove what only a resume needs; the weights of the best epoch stay."""
-        for old in [*self._weights(), *self.path.glob("state-before.json")]:
-            if old != self.best_path(best_epoch):
-                old.unlink()
+    def tidy(self, record: Mapping[str, Any]) -> None:
+        """Remove what only a resume needs; the best weights stay, and the last ones of a run that can be extended."""
+        kept = [self.best_path(record["best_epoch"]).name]
+        if record["status"] == "finished":
+            kept.append(f"epoch-{len(record['epochs']):04d}.safetensors")
+        self._remove_weights(kept)
+        if (self.path / "state-before.json").exists():
+            (self.path / "state-before.json").unlink()
 
-    def _weights(self) -> List[Path]:
-        """The files of weights that are ours; whatever else lies here is left alone."""
-        return [path for path in self.path.glob("*.params") if WEIGHTS.fullmatch(path.name)]
+    def _remove_weights(self, kept: Collection[str]) -> None:
+        """Remove the other files of weights that are ours; whatever else lies here is left alone."""
+        for path in self.path.glob("*.safetensors"):
+            if WEIGHTS.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
 
     def best_path(self, epoch: Optional[int]) -> Path:
         """Where the weights of the best epoch are."""
-        return self.path / f"best-{epoch or 0:04d}.params"
+        return self.path / f"best-{epoch or 0:04d}.safetensors"
 
     def _read_arrays(self, which: str, state: Path) -> Dict[str, np.ndarray]:
-        """The `last` or `best` arrays that a checkpoint names, if they are there and whole."""
+        """The `epoch` or `best` arrays that a checkpoint names, if they are there and whole."""
         if not state.exists():
             raise UserError(f"{self.path} has no finished epoch yet: train it first")
-        _, files = _read_state(state)
-        if which not in files:
-            raise UserError(f"{state} names no '{which}' weights")
-        path = self.path / files[which]["name"]
+        file = self._read_state(state)[1][which]
+        path = self.path / file["name"]
         content = read_regular(path, f"the '{which}' weights of this run")
-        if hashlib.sha256(content).hexdigest() != files[which]["sha256"]:
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise UserError(f"{path} is damaged: its sha256 is not the one in {state.name}")
         try:
-            return parse_arrays(content)
+            return unpack(content)
         except ValueError as error:  # who made it made its sha256 too
             raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _read_state(path: Path) -> Tuple[Progress, Dict[str, Dict[str, str]]]:
-    """Progress, and name and sha256 of the `last` and, if there is one, the `best` arrays."""
-    content = read_json(path)
-    try:
-        progress, files = Progress(**content["progress"]), content["files"]
-        if _is_progress(progress) and _are_files(files, {"last", "best"} if progress.best_epoch else {"last"}):
-            return progress, files
-    except (KeyError, TypeError, AttributeError):
-        pass  # it lacks something, or has another type in its place: the same as a wrong value
-    raise UserError(f"{path} is damaged: delete {path.parent} to start the run again")
+def run_name(config: Config, corpus: Corpus) -> str:
+    """A file name for the run, one wherever its text lies and however many epochs it is given."""
+    return dataclasses.replace(config, corpus=config.corpus if config.corpus in NAMES else corpus.digest, epochs=1).name
 
 
-def _is_progress(progress: Progress) -> bool:
-    epochs, best = progress.epochs, progress.best_epoch
-    return (
-        isinstance(epochs, list)
-        and all(_is_epoch(entry, number) for number, entry in enumerate(epochs, 1))
-        and ((best is None) == (progress.best_valid_ppl is None))
-        and (best is None or (type(best) is int and 1 <= best <= len(epochs) and _is_number(progress.best_valid_ppl)))
-        and type(progress.updates) is int
-        and 0 <= progress.updates < 2**53
-        and type(progress.exploding) is int
-        and progress.exploding >= 0
-        and isinstance(progress.started, str)
-        and progress.status in STATUSES
-        and (progress.reason is None or isinstance(progress.reason, str))
-        and isinstance(progress.revisions, list)
-        and all(isinstance(revision, str) for revision in progress.revisions)
-    )
+def _lasting(identity: Mapping[str, Any]) -> Dict[str, Any]:
+    """What tells runs apart: not the path of one's own text, which has its sha256, nor the epochs, which may grow."""
+    config = {name: value for name, value in identity["config"].items() if name != "epochs"}
+    if config["corpus"] not in NAMES:
+        config["corpus"] = "a text of one's own"
+    return {"config": config, "corpus_sha256": identity["corpus_sha256"], "version": identity["version"]}
 
 
-def _is_epoch(entry: Dict[str, Any], number: int) -> bool:
-    names = ("train_ppl", "valid_ppl", "seconds", "tokens_per_second")
-    return (
-        type(entry["epoch"]) is int
-        and entry["epoch"] == number
-        and all(_is_number(entry[name]) for name in names)
-        and isinstance(entry["gamma"], list)
-        and all(_is_number(gamma) for gamma in entry["gamma"])
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-
-
-def _are_files(files: Dict[str, Dict[str, str]], expected: Set[str]) -> bool:
-    return set(files) == expected and all(
-        WEIGHTS.fullmatch(entry["name"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) for entry in files.values()
-    )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> List[str]:
-    """What differs between two JSON values, as `name: was 1, is 2`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for key in sorted(set(before) | set(now)):
-            found += _differences(before.get(key), now.get(key), key)
-        return found
-    return [] if before == now else [f"{name} was {quoted(before)}, is {quoted(now)}"]
-
-
-def _set_parameters(model: Block, arrays: Mapping[str, np.ndarray], where: Path) -> None:
-    for name, parameter in model._collect_params_with_prefix().items():
-        parameter.set_data(_array(arrays, f"weight:{name}", parameter.shape, where))
-
-
-def _array(arrays: Mapping[str, np.ndarray], name: str, shape: Tuple[int, ...], where: Path) -> mx.nd.NDArray:
-    """The array of this name, if it has the shape that the model needs: another one MXNet might broadcast to it."""
-    value = arrays.get(name)
-    if value is None or value.shape != shape:
-        found = "missing" if value is None else f"of shape {value.shape}"
-        raise UserError(f"{where}: {name} is {found}, the model has {shape}")
-    return mx.nd.array(value)
-
-
-def _optimizer_arrays(trainer: Trainer) -> Dict[str, mx.nd.NDArray]:
-    """The optimizer's state as named arrays, instead of `Trainer.save_states`, which pickles."""
-    arrays = {}
-    for index, state in trainer._updaters[0].states.items():
-        values = state if isinstance(state, (tuple, list)) else [state]
-        for place, value in enumerate(values):
-            if value is not None:  # plain SGD has no state
-                arrays[f"optimizer:{index}:{place}"] = value
-    return arrays
-
-
-def _set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: int, where: Path) -> None:
-    optimizer, updater = trainer._optimizer, trainer._updaters[0]
-    for index, parameter in enumerate(trainer._params):
-        if parameter.grad_req == "null":
-            continue
-        state = optimizer.create_state_multi_precision(index, parameter.data())
-        for place, value in enumerate(state if isinstance(state, (tuple, list)) else [state]):
-            if value is not None:
-                value[:] = _array(arrays, f"optimizer:{index}:{place}", value.shape, where)
-        updater.states[index] = state
-        updater.states_synced[index] = True
-        optimizer._set_current_context(parameter.data().context.device_id)  # each device has counts of its own
-        optimizer._index_update_count[index] = updates
-    optimizer.num_update = updates
-
-
-def _write_arrays(path: Path, arrays: Dict[str, mx.nd.NDArray]) -> str:
-    digest = []
-
-    def write(temporary: Path) -> None:
-        try:
-            mx.nd.save(str(temporary), arrays)
-            mx.nd.load(str(temporary))  # on a full disk `save` does not notice that its last few kilobytes are missing
-        except mx.MXNetError:  # it does not say why
-            raise OSError(errno.EIO, "is the disk full, or the folder read-only?") from None
-        digest.append(_sha256(temporary))
-
-    write_file(path, write)
-    return digest[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        for chunk in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _fingerprint(identity: Mapping[str, Any]) -> str:
+    return seal(_lasting(identity))["digest"]

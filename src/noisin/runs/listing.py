@@ -10,7 +10,6 @@ from typing import Any, Dict
 import pandas as pd
 
 from noisin.runs.directory import RunDirectory
-from noisin.runs.record import read_record
 from noisin.system.errors import UserError, printable
 
 
@@ -36,13 +35,13 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
     directory, name = RunDirectory(path), printable(str(path.relative_to(folder)))
     try:
         config, progress = directory.read_config(), directory.load()
-        record = read_record(directory.record_path) if directory.record_path.exists() else None
+        record = directory.read_record()
         status = _status(directory, progress) if record is None else record["status"]
         row: Dict[str, Any] = {"run": name, "status": status, "method": config.method}
         if progress and progress.best_epoch:
             row["epoch"] = f"{len(progress.epochs)} of {config.epochs}"
             row["best epoch"] = str(progress.best_epoch)
-            row["valid"] = f"{progress.best_valid_ppl:.2f}"
+            row["valid"] = f"{progress.valid_ppl:.2f}"
             best = progress.epochs[progress.best_epoch - 1]
             row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in best["gamma"]) or "-"
         if record is not None:

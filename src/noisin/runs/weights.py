@@ -1,114 +1,93 @@
-"""Reading `.params`, MXNet's container of named arrays, without its C++ parser, which trusts what a file claims.
-
-`mx.nd.load` ends the process for a dimension count of -1, takes 2**32 x 2**32 for an empty array, and allocates for a
-count of arrays before it looks for them. Here every number is held against the bytes that are there. Only what
-`noisin` writes is read: named, dense float32 arrays (numbers little-endian):
-
-    uint64 0x112, uint64 0                                          the container
-    uint64 N, then N times
-        uint32 0xF993FAC9, int32 0                                  an array, dense
-        int32 dimensions, int64 sizes, int32 x 2 device, int32 0    its shape; where it was; float32
-        float32 values
-    uint64 N, then N times uint64 bytes, UTF-8                      the names
-"""
+"""Weights and optimizer state as bytes in the format of safetensors: named arrays, and nothing that could be run."""
 
 from __future__ import annotations
 
-import math
-import struct
-from typing import Any, Dict, Tuple
+from pathlib import Path
+from typing import Dict, Mapping, Optional, Tuple
 
+import mxnet as mx
 import numpy as np
+import safetensors
+import safetensors.numpy
+from mxnet.gluon import Block, Trainer
 
-_CONTAINER, _ARRAY = 0x112, 0xF993FAC9
-_DENSE = _FLOAT32 = 0
-_MOST_DIMENSIONS = 8  # a weight has two
+from noisin.system.errors import UserError
 
 
-def parse_arrays(content: bytes) -> Dict[str, np.ndarray]:
-    """Return the arrays of a `.params` file by name, as read-only views of its contents.
+def pack(model: Block, trainer: Optional[Trainer] = None) -> bytes:
+    """Return the parameters of a model and, with a trainer, its optimizer's state."""
+    arrays = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
+    if trainer is not None:
+        arrays.update(_optimizer_arrays(trainer))
+    return safetensors.numpy.save({name: value.asnumpy() for name, value in arrays.items()})
 
-    Parameters
-    ----------
-    content : bytes
-        The whole file.
+
+def unpack(content: bytes) -> Dict[str, np.ndarray]:
+    """Return the arrays by name.
 
     Raises
     ------
     ValueError
-        If it is anything but named dense float32 arrays of finite numbers, saying what.
+        If it is anything but float32 arrays of finite numbers, saying what.
     """
-    reader = _Reader(content)
-    if reader.take("QQ") != (_CONTAINER, 0):
-        raise ValueError("it does not begin as a .params file does")
-    arrays = [_array(reader) for _ in range(reader.count())]
-    if reader.count() != len(arrays):
-        raise ValueError("its arrays have no names")
-    names = [_name(reader) for _ in arrays]
-    if reader.left:
-        raise ValueError(f"{reader.left} bytes are left over")
-    if len(set(names)) < len(names):
-        raise ValueError("a name is there twice")
-    return dict(zip(names, arrays))
+    try:
+        tensors = dict(safetensors.deserialize(content))
+    except safetensors.SafetensorError as error:
+        raise ValueError(error) from None
+    for name, tensor in tensors.items():
+        if tensor["dtype"] != "F32":
+            raise ValueError(f"{name} is not float32")
+    arrays = {name: np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"]) for name, tensor in tensors.items()}
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has values that are not finite")
+    return arrays
 
 
-class _Reader:
-    """A place in some bytes, from which no more can be taken than there is."""
+def set_parameters(model: Block, arrays: Mapping[str, np.ndarray], where: Path) -> None:
+    """Set the parameters of a model.
 
-    def __init__(self, content: bytes) -> None:
-        self._content, self._place = content, 0
-
-    @property
-    def left(self) -> int:
-        return len(self._content) - self._place
-
-    def skip(self, size: int) -> int:
-        """Go on by `size` bytes, and return where they begin."""
-        if size > self.left:
-            raise ValueError("it is truncated, or claims more than it holds")
-        self._place += size
-        return self._place - size
-
-    def take(self, layout: str) -> Tuple[Any, ...]:
-        return struct.unpack_from(f"<{layout}", self._content, self.skip(struct.calcsize(f"<{layout}")))
-
-    def count(self) -> int:
-        """A number of things that are still to come, each of eight bytes at the least."""
-        (number,) = self.take("Q")
-        if number > self.left // 8:
-            raise ValueError(f"it claims to hold {number} things in {self.left} bytes")
-        return number
-
-    def floats(self, shape: Tuple[int, ...]) -> np.ndarray:
-        number = math.prod(shape)
-        return np.frombuffer(self._content, "<f4", number, self.skip(4 * number)).reshape(shape)
-
-    def text(self, size: int) -> str:
-        start = self.skip(size)
-        return self._content[start : start + size].decode("utf-8")
+    Raises
+    ------
+    UserError
+        If an array is missing or of another shape than the model's; also in `set_optimizer`.
+    """
+    for name, parameter in model._collect_params_with_prefix().items():
+        parameter.set_data(_array(arrays, f"weight:{name}", parameter.shape, where))
 
 
-def _array(reader: _Reader) -> np.ndarray:
-    magic, storage, dimensions = reader.take("Iii")
-    if (magic, storage) != (_ARRAY, _DENSE):
-        raise ValueError("an array is not dense, or of another version of MXNet")
-    if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise ValueError(f"an array has {dimensions} dimensions")
-    shape = reader.take(f"{dimensions}q")
-    if min(shape) < 1:
-        raise ValueError(f"an array has the shape {shape}")
-    *_, kind = reader.take("iii")
-    if kind != _FLOAT32:
-        raise ValueError("an array is not float32")
-    values = reader.floats(shape)
-    if not np.isfinite(values).all():
-        raise ValueError("an array has values that are not finite")
-    return values
+def set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: int, where: Path) -> None:
+    """Set an optimizer to its state after so many updates."""
+    optimizer, updater = trainer._optimizer, trainer._updaters[0]
+    for index, parameter in enumerate(trainer._params):
+        if parameter.grad_req == "null":
+            continue
+        state = optimizer.create_state_multi_precision(index, parameter.data())
+        for place, value in enumerate(state if isinstance(state, (tuple, list)) else [state]):
+            if value is not None:
+                value[:] = _array(arrays, f"optimizer:{index}:{place}", value.shape, where)
+        updater.states[index] = state
+        updater.states_synced[index] = True
+        optimizer._set_current_context(parameter.data().context.device_id)  # each device has counts of its own
+        optimizer._index_update_count[index] = updates
+    optimizer.num_update = updates
 
 
-def _name(reader: _Reader) -> str:
-    (size,) = reader.take("Q")
-    name = reader.text(size)
-    if "\0" in name:  # where it ends for MXNet
-        raise ValueError("a name has a zero byte")
-    return name
+def _array(arrays: Mapping[str, np.ndarray], name: str, shape: Tuple[int, ...], where: Path) -> mx.nd.NDArray:
+    """The array of this name, if it has the shape that the model needs: another one MXNet might broadcast to it."""
+    value = arrays.get(name)
+    if value is None or value.shape != shape:
+        found = "missing" if value is None else f"of shape {value.shape}"
+        raise UserError(f"{where}: {name} is {found}, the model has {shape}")
+    return mx.nd.array(value)
+
+
+def _optimizer_arrays(trainer: Trainer) -> Dict[str, mx.nd.NDArray]:
+    """The optimizer's state as named arrays, instead of `Trainer.save_states`, which pickles."""
+    arrays = {}
+    for index, state in trainer._updaters[0].states.items():
+        values = state if isinstance(state, (tuple, list)) else [state]
+        for place, value in enumerate(values):
+            if value is not None:  # plain SGD has no state
+                arrays[f"optimizer:{index}:{place}"] = value
+    return arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -27,7 +28,7 @@ _LONGEST_NUMBER = 40  # digits and signs; what JSON is written with has 24 at th
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens meanwhile.
+    """Write a file so that it is there whole or not at all, whatever happens meanwhile, and stays once this returns.
 
     Parameters
     ----------
@@ -41,16 +42,37 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     OSError
         If that fails; then `path` is as it was and nothing is left beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(aside)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _sync_folder(path.parent)
     finally:  # Ctrl-C too
         if aside.exists():
             aside.unlink()
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder, with those above it, so that a power failure does not undo it."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush what a folder says is in it: without that, a power failure can undo a rename."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot
+            raise
+    finally:
+        os.close(folder)
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -191,7 +213,7 @@ def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
     UserError
         If another process still holds it then, saying which.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     lock = open_lock(path / "lock", patience)
     for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # as `write_whole` names them: nobody else's
         torn.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from noisin.system.files import read_json
 
 # Set for a process that `run` starts: the process that it must not outlive.
 PARENT = "NOISIN_PARENT"
+# Exit status of a training that diverged, whose record is a result too.
+DIVERGED = 3
 # From Linux's sys/prctl.h.
 _PR_SET_PDEATHSIG = 1
 # Seconds between two looks at whether a run is still wanted, and until one that is stopped is killed.
@@ -110,7 +112,7 @@ def run(
     if status < 0 and not unwanted():
         hint = " (out of memory?)" if status == -signal.SIGKILL else ""
         (say or print)(f"given up: ended by signal {-status}, {signal.strsignal(-status)}{hint}")
-    if status:
+    if status not in (0, DIVERGED):
         return None
     try:
         return read_json(directory / "record.json")  # whoever gets it checks it
