@@ -307,7 +307,8 @@ def csv_text(table: pd.DataFrame) -> str:
     def plain_cell(cell: Any) -> Any:
         if not isinstance(cell, str) or cell == "-":
             return None if isinstance(cell, str) else cell
-        return f"'{cell}" if re.match("[=+@\x00-\x1f\x7f-]", cell) else cell
+        mark = "'" if re.match("[=+@\x00-\x1f\x7f-]", cell) else ""
+        return mark + cell.replace("\r", " ")  # which would end the row: csv does not quote it
 
     rows = [[plain_cell(cell) for cell in row] for row in table.itertuples(index=False)]
     return pd.DataFrame(rows, columns=table.columns, dtype=object).to_csv(index=False)

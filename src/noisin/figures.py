@@ -139,7 +139,7 @@ def _panel(
         floor = _drawable(floor)
         axes.axhline(floor, color="#777777", linewidth=1)
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-        axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place)
+        axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place).set_in_layout(False)
 
 
 def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:

@@ -460,6 +460,7 @@ def test_a_valid_record_of_extreme_numbers_is_shown_too(tmp_path, low, high):
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\x00"])
 def test_no_text_of_a_csv_is_a_formula(text):
     table = pd.DataFrame([{"a": text, "b": -1.5, "c": "-", "d": f"1{text}"}], dtype=object)
+    text = text.replace("\r", " ")
     (row,) = csv.reader(io.StringIO(csv_text(table).split("\n", 1)[1].replace("\x00", "0"), newline=""))
     assert row == ["'" + text.replace("\x00", "0"), "-1.5", "", "1" + text.replace("\x00", "0")]
 
