@@ -1,4 +1,4 @@
-"""Tables as Markdown, aligned for reading as text too."""
+"""Markdown tables whose columns are also aligned as plain text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table, columns to the left."""
+    """Return a data frame as a Markdown table without its index, left-aligned."""
     return aligned([list(map(str, table.columns)), *(list(map(str, row)) for row in table.itertuples(index=False))])
 
 
 def aligned(rows: Sequence[Sequence[str]], right: bool = False) -> str:
-    """A Markdown table of rows of cells, the first one its head, columns to the left or to the right."""
+    """Return rows of cells as a Markdown table; the first row is the header, and `right` aligns all columns right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     pad = str.rjust if right else str.ljust
     text = ["| " + " | ".join(pad(cell, width) for cell, width in zip(row, widths)) + " |" for row in rows]
