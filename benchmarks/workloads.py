@@ -97,7 +97,7 @@ WORKLOADS: Dict[str, Workload] = {
 }
 
 # The values of one dimension at a time for which the cost of the first workload is measured.
-GROWTH: Dict[str, List[Any]] = {
+GROWTH: Dict[str, List[int]] = {
     "hidden": [64, 128, 256, 512, 1024],
     "batch_size": [8, 16, 32, 64, 128],
     "unroll": [10, 20, 35, 70],

@@ -307,7 +307,7 @@ def _split_steps(F: ModuleType, sequence: Tensor, length: int) -> List[Tensor]:
 
 def _split_gates(F: ModuleType, gates: Tensor, count: int) -> List[Tensor]:
     """Split (batch, count * hidden) into `count` tensors (batch, hidden)."""
-    # Split an axis of its own, not the last one: there MXNet copies whole rows, not number by number.
+    # The gates get an axis of their own: along any axis but the last, MXNet copies whole rows, not single numbers.
     return F.split(F.reshape(gates, shape=(0, count, -1)), num_outputs=count, axis=1, squeeze_axis=True)
 
 
@@ -466,7 +466,7 @@ class CellStack(rnn.HybridSequentialRNNCell):
         return any(map(is_stochastic, self))
 
     def begin_sequence(self, states: States) -> States:
-        """Return the same states, except that what is drawn once a sequence (e.g. dropout masks) is drawn again."""
+        """Return the same states, with new draws of what is drawn once per sequence (e.g. dropout masks)."""
         begun: States = []
         for cell in self:
             begun += begin_sequence(cell, states[len(begun) : len(begun) + len(cell.state_info())])

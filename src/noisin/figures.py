@@ -89,7 +89,7 @@ def curves(
 
 
 def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw each layer's learned gamma against the epoch, and its lower bound.
+    """Draw each layer's gamma against the epoch, and the lower bound of a learned gamma.
 
     Parameters
     ----------

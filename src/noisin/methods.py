@@ -104,7 +104,19 @@ class Method:
         return bool(self.regularisers)
 
     def regularise(self, cell: HybridRecurrentCell, config: Options, layer: int) -> HybridRecurrentCell:
-        """Wrap the cell of a layer (0 is the bottom) in all regularisers and return the result."""
+        """Wrap a cell in all regularisers.
+
+        Parameters
+        ----------
+        cell : HybridRecurrentCell
+        config : Config
+        layer : int
+            The cell's layer; 0 is the bottom.
+
+        Returns
+        -------
+        HybridRecurrentCell
+        """
         for regulariser in self.regularisers:
             cell = regulariser.around(cell, config, layer)
         return cell

@@ -414,7 +414,7 @@ class Noise(HybridBlock):
         return F.zeros_like(like) if off else self.family.sample(F, like)
 
     def combine(self, F: ModuleType, hidden: Tensor, deviation: Tensor) -> Tensor:
-        """Return z = h + deviation (additive) or h * (1 + deviation) (multiplicative), all of one shape."""
+        """Return z, which is h + deviation (additive) or h * (1 + deviation) (multiplicative); all have one shape."""
         if self.mode == "additive":
             return F.broadcast_add(hidden, deviation)  # `+` has wrong gradients here (apache/mxnet#20293)
         return F.broadcast_mul(hidden, 1 + deviation)

@@ -139,19 +139,35 @@ class _DecoderProducts(HybridBlock):
 
 
 def bound(log_p: np.ndarray) -> np.ndarray:
-    """Return the average of log p over trajectories, (1/S) sum_s log p_s: (T, S, B) -> (T, B).
+    """Return the average of log p over trajectories, (1/S) sum_s log p_s, whose expectation is the paper's eq. 1.
 
-    Its expectation is the paper's eq. 1.
+    Parameters
+    ----------
+    log_p : array (T, S, B)
+        Log p of each target on each trajectory, in nats.
+
+    Returns
+    -------
+    array (T, B)
     """
     return log_p.mean(axis=1)
 
 
 def averaged(log_p: np.ndarray) -> np.ndarray:
-    """Return the log of the average of p over trajectories, log (1/S) sum_s p_s: (T, S, B) -> (T, B).
+    """Return the log of the average of p over trajectories, log (1/S) sum_s p_s: the paper's averaging at test time.
 
-    This is the paper's averaging at test time. By Jensen's inequality it is never below `bound`. Its expectation is
-    below the log of the expected p by about V / (2 S), where V is the variance of p over trajectories divided by its
-    squared mean. So at the same S, methods whose predictions vary more look worse; `jackknife` removes that bias.
+    By Jensen's inequality it is never below `bound`. Its expectation is below the log of the expected p by about
+    V / (2 S), where V is the variance of p over trajectories divided by its squared mean. So at the same S, methods
+    whose predictions vary more look worse; `jackknife` removes that bias.
+
+    Parameters
+    ----------
+    log_p : array (T, S, B)
+        Log p of each target on each trajectory, in nats.
+
+    Returns
+    -------
+    array (T, B)
     """
     highest = log_p.max(axis=1)
     return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
@@ -210,7 +226,19 @@ def approximate_limit(bound: float, averaged: float, samples: int) -> float:
 
 
 def perplexity(log_p_total: float, tokens: int) -> float:
-    """Return exp(-log_p_total / tokens), the perplexity per word; infinity where that overflows."""
+    """Return the perplexity per token, exp(-log_p_total / tokens), or infinity if that overflows.
+
+    Parameters
+    ----------
+    log_p_total : float
+        Sum of log p over all tokens, in nats.
+    tokens : int
+        Number of tokens.
+
+    Returns
+    -------
+    float
+    """
     try:
         return math.exp(-log_p_total / tokens)
     except OverflowError:

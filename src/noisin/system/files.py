@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Tuple, Union
+from typing import IO, Any, Callable, Dict, List, NoReturn, Tuple, Union
 
 from noisin.system.errors import UserError, printable
 
@@ -191,7 +191,7 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _refuse(text[:_LONGEST_NUMBER])
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number to compute with")
 
 
