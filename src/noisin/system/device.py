@@ -88,7 +88,7 @@ def _why_unusable(index: int) -> str:
         count = mx.context.num_gpus()
         if index >= count:
             return f"MXNet sees {count} GPUs (`nvidia-smi` lists what the driver sees)"
-        # The wheels have code for compute capability 5.0 to 8.9; on another GPU, not the import but a kernel fails.
+        # The wheels have code for compute capability 5.0 to 8.9; on another GPU, only the first kernel fails.
         mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
     except mx.MXNetError as error:
         reason = next((line for line in str(error).splitlines() if "rror" in line), "unknown reason").strip()
