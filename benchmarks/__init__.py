@@ -1,1 +1,1 @@
-"""Speed against the limit of the matrix products and against peers: `make bench`."""
+"""Training speed compared with the limit of the matrix products and with peers: `make bench`."""

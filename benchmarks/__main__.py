@@ -1,8 +1,8 @@
-"""Time training steps against the limit of the matrix products and against peers: `python -m benchmarks`."""
+"""Compare training speed with the limit of the matrix products and with peers: `python -m benchmarks`."""
 
 from __future__ import annotations
 
-import noisin  # noqa: F401  first of all, so that a broken environment is one line, not a traceback
+import noisin  # noqa: F401  first, so that a broken environment gives one line, not a traceback
 
 # isort: split
 import argparse
@@ -29,7 +29,7 @@ from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
 
 OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
-# What the command noisin sets for its own process.
+# The memory settings that the command noisin makes for its own process, as glibc's environment variables.
 MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
 
@@ -52,21 +52,21 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=positive, default=7, help="turns that each contender gets (default: 7)")
+    parser.add_argument("--rounds", type=positive, default=7, help="turns per contender (default: 7)")
     parser.add_argument(
         "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="settings (default: both)"
     )
-    parser.add_argument("--no-growth", action="store_true", help="leave out the cost against size, batch, length, S")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: benchmarks/)")
+    parser.add_argument("--no-growth", action="store_true", help="skip the cost against size, batch, length and S")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the results (default: benchmarks/)")
     return parser
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise UserError now, not after twenty minutes, where nothing could be written."""
+    """Raise UserError now, not after twenty minutes, if the results cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # that it can be made is all that is asked
+            pass  # only to see that a file can be made
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
@@ -75,7 +75,7 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
     measurements: List[Dict[str, Any]] = []
     for workload in arguments.workloads:
         for dtype in _dtypes():
-            # One dtype after the other: ratios are taken within a dtype, and so many processes fit into memory.
+            # One dtype after the other: ratios are taken within a dtype, and fewer processes share the memory.
             found = measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
             for needed in ("limit", NONE.name):
                 if needed not in [entry["name"] for entry in found]:
@@ -97,7 +97,7 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
 
 
 def contenders(dtype: str) -> List[Contender]:
-    """All that are compared in one dtype; PyTorch's only where it is installed."""
+    """Return all contenders of one dtype, 'float32' or 'bfloat16'; PyTorch's only if it is installed."""
     chosen = [Contender(name, dtype, "ours") for name in OURS]
     chosen.append(Contender("noisin-2x1", dtype, "ours", made_by="noisin", processes=2))
     chosen += [Contender(name, dtype, "mxnet_peers") for name in ("gluonnlp", "plain-cell")]
@@ -110,7 +110,7 @@ def contenders(dtype: str) -> List[Contender]:
 
 
 def _dtypes() -> List[str]:
-    """Float32, and bfloat16 where the processor has instructions for it."""
+    """Return float32, and bfloat16 if the processor has instructions for it."""
     if {"avx512_bf16", "amx_bf16"} & processor_features():
         return ["float32", "bfloat16"]
     print("this processor has no bfloat16 instructions: its rows are left out", file=sys.stderr)
@@ -128,7 +128,10 @@ def _versions() -> Dict[str, Optional[str]]:
 
 
 def _startup_seconds() -> Optional[float]:
-    """From the start of `noisin train` on the Penn Treebank, cached, to its first step; None without the corpus."""
+    """Return the seconds from the start of `noisin train` on the cached Penn Treebank to its first step.
+
+    Without the corpus, return None.
+    """
     command = [sys.executable, "-m", "benchmarks.startup"]
     seconds = []
     for _ in range(4):
@@ -138,7 +141,7 @@ def _startup_seconds() -> Optional[float]:
             print(f"start-up left out: {last_line(outcome.stderr)}", file=sys.stderr)
             return None
         seconds.append(json.loads(outcome.stdout) - start)
-    return statistics.median(seconds[1:])  # the first one fills the cache
+    return statistics.median(seconds[1:])  # the first start fills the cache
 
 
 if __name__ == "__main__":

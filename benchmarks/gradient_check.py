@@ -1,8 +1,8 @@
-"""Time what looking at the gradient's norm in each step costs: `python -m benchmarks.gradient_check`.
+"""Time the cost of reading the gradient's norm in each step: `python -m benchmarks.gradient_check [HIDDEN]`.
 
-Three ways of clipping train the same model in turns, on the data of the synthetic corpus: ours, which reads the norm
-and stops at one that is not finite; Gluon's without that look, which scales on the device and lets a NaN spread; and
-none at all, the least that a step can take.
+Three trainers train the same model in turns on the synthetic corpus. Ours reads the norm and stops if it is not finite.
+Gluon's clipping without that check scales on the device and lets a NaN spread. The third does not clip, which gives the
+shortest possible step.
 """
 
 import random
@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 
-import noisin  # noqa: F401  before mxnet: it sets threads and memory
+import noisin  # noqa: F401  before mxnet: it sets threads
 
 # isort: split
 from mxnet import gluon, nd
@@ -23,11 +23,11 @@ from noisin.optimizers import ClippingTrainer
 from noisin.system.device import find_device
 from noisin.training import TrainingStep
 
-VOCABULARY, BLOCK, ROUNDS = 10_000, 10, 15  # types as in the Penn Treebank; steps in a turn; turns of each way
+VOCABULARY, BLOCK, ROUNDS = 10_000, 10, 15  # word types, as in the Penn Treebank; steps per turn; turns per trainer
 
 
 class Unwatched(ClippingTrainer):
-    """Clips without a look."""
+    """Clip the gradient without reading its norm."""
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         gradients = [p.list_grad()[0] for p in self._params if p.grad_req != "null"]
@@ -36,14 +36,14 @@ class Unwatched(ClippingTrainer):
 
 
 class Unclipped(ClippingTrainer):
-    """Does not clip."""
+    """Do not clip."""
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
         gluon.Trainer.step(self, batch_size, ignore_stale_grad)
 
 
 def main() -> None:
-    """Print the milliseconds a step of each way, medians over turns, and what ours costs over the others: a minute."""
+    """Print each trainer's milliseconds per step (median over turns) and the cost of ours over it; takes a minute."""
     hidden = int(sys.argv[1]) if len(sys.argv) > 1 else 256
     config, device, corpus = Config(method="noisin", hidden=hidden), find_device("cpu"), load_corpus("synthetic")
     ways = {way.__name__: TrainingStep(initial_model(config, VOCABULARY, device), config, device) for way in WAYS}
@@ -57,7 +57,7 @@ def main() -> None:
             for batch in batches:
                 ways[name](*batch)
             nd.waitall()
-            if turn:  # the first builds the graph
+            if turn:  # the first turn builds the graph
                 seconds[name].append((time.perf_counter() - start) / len(batches))
     ours = seconds[ClippingTrainer.__name__]
     for name, times in seconds.items():

@@ -1,4 +1,4 @@
-"""Timing contenders against one another: interleaved turns of a process each, medians over rounds."""
+"""Timing of contenders: one process each, interleaved turns, medians over rounds."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ TURN_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Contender:
-    """One thing to be timed.
+    """A training step to time.
 
     Parameters
     ----------
     name : str
-        In the results.
+        Name in the results.
     dtype : {'float32', 'bfloat16'}
     module : str
         Module of this package whose `CONTENDERS` has it.
-    made_by : str, optional
-        Its key there, where that is not its name.
-    change : dict, optional
+    made_by : str, default `name`
+        Its key in `CONTENDERS`.
+    change : dict of str to int, default none
         Numbers of the workload to replace.
     processes : int, default 1
-        Copies that run side by side and share the threads; their words are added up.
-    environment : dict, optional
-        Variables that its processes get besides ours.
+        Copies that run side by side and share the threads; their rates are added up.
+    environment : dict of str to str, default none
+        Additional environment variables of its processes.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Contender:
 
 
 class _Process:
-    """The other side of `worker.py`."""
+    """A process of `worker.py`, as seen from this side."""
 
     def __init__(self, contender: Contender, workload: str) -> None:
         task = {
@@ -62,7 +62,7 @@ class _Process:
             "change": contender.change,
         }
         share = str(max(1, threads() // contender.processes))
-        # Peers run as their users run them: without what `import noisin` has set here, and sets again in our workers.
+        # Peers run as their users run them, without what `import noisin` has set here. Our workers set it again.
         inherited = {name: value for name, value in os.environ.items() if name != "MXNET_CPU_PARALLEL_SIZE"}
         environment = {**inherited, "OMP_NUM_THREADS": share, **contender.environment}
         self._process = subprocess.Popen(
@@ -80,7 +80,7 @@ class _Process:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died; `answer` says of what
+            pass  # it has died; `answer` reports why
 
     def answer(self) -> Dict[str, float]:
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -95,16 +95,16 @@ class _Process:
 
 
 class ContenderFailed(Exception):
-    """A contender's process ended; its last line says why."""
+    """A contender's process ended; the message is the last line that it printed."""
 
 
 def last_line(said: str) -> str:
-    """Of what a process said before it ended."""
+    """Return the last line that a process printed before it ended."""
     return (said.strip().splitlines() or ["it was killed"])[-1]
 
 
 class _Turns:
-    """A contender's processes and what they have measured."""
+    """A contender's processes and their measurements."""
 
     def __init__(self, contender: Contender, workload: str) -> None:
         self.contender = contender
@@ -135,13 +135,23 @@ class _Turns:
 
 
 def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: str = "") -> List[Dict[str, Any]]:
-    """Time contenders on a workload, each round in another order, so that the machine's moods fall on all alike.
+    """Time contenders on a workload, each round in another order, so that changes of the machine affect all alike.
+
+    Parameters
+    ----------
+    workload : str
+        Key of `WORKLOADS`.
+    contenders : sequence of Contender
+    rounds : int
+        Turns per contender, after its warm-up.
+    title : str, default `workload`
+        Title of the progress bar.
 
     Returns
     -------
     list of dict
-        One measurement a contender (DESIGN, section 7), and `rates`, those of each round, in order; one that failed is
-        left out, after a line that says why.
+        One measurement per contender (DESIGN, section 7), with the `rates` (words per second) of each round, in order.
+        A contender that fails is left out, with a line on standard error that says why.
     """
     turns: List[_Turns] = []
 

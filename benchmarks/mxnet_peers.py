@@ -1,15 +1,16 @@
-"""The peers built on MXNet, without noisin: each is a function that makes a training step."""
+"""The peers on MXNet, without noisin; each function builds a model and returns its training step."""
 
 from __future__ import annotations
 
 import runpy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 from benchmarks.workloads import GAMMA, Workload
 
-# Of noisin only what lets MXNet be imported on today's NumPy: `import noisin` would set more.
+# Only the part of noisin that lets MXNet be imported on today's NumPy; `import noisin` would set more.
 _FILE = Path(str(find_spec("noisin").origin)).parent / "system" / "mxnet_import.py"  # type: ignore[union-attr]
 with runpy.run_path(str(_FILE))["stand_ins"]():
     import gluonnlp
@@ -18,10 +19,11 @@ with runpy.run_path(str(_FILE))["stand_ins"]():
     from mxnet.contrib import amp
 
 Step = Callable[[], None]
+Tensor = Union[mx.nd.NDArray, mx.sym.Symbol]
 
 
 class _PlainCells(gluon.HybridBlock):
-    """What one would write first: Gluon's cells stepped one by one, with noise added to each hidden state."""
+    """The straightforward model: Gluon's cells stepped one by one, with noise added to each hidden state."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class _PlainCells(gluon.HybridBlock):
                 self.cells.add(cell(size, input_size=size))
             self.decoder = gluon.nn.Dense(workload.vocabulary, in_units=size, flatten=False)
 
-    def hybrid_forward(self, F: Any, tokens: Any, states: List[Any]) -> Any:
+    def hybrid_forward(self, F: ModuleType, tokens: Tensor, states: List[Tensor]) -> Tuple[Tensor, List[Tensor]]:
         outputs, per_layer = [], len(states) // self._workload.layers
         for word in F.split(self.embedding(tokens), num_outputs=self._workload.unroll, axis=0, squeeze_axis=True):
             hidden, fresh = word, []
@@ -48,7 +50,7 @@ class _PlainCells(gluon.HybridBlock):
 
 
 def plain_cell(workload: Workload, dtype: str) -> Step:
-    """A noisy language model of stock Gluon cells, hybridized."""
+    """Return the training step of a noisy language model of Gluon's own cells, hybridized."""
     _use(dtype)
     model = _PlainCells(workload)
     model.initialize(mx.init.Uniform(0.1))
@@ -58,7 +60,7 @@ def plain_cell(workload: Workload, dtype: str) -> Step:
 
 
 def gluonnlp_model(workload: Workload, dtype: str) -> Step:
-    """GluonNLP's own training model: fused layers, no noise."""
+    """Return the training step of GluonNLP's own model: fused layers, no noise."""
     _use(dtype)
     mode = {"rnn": "rnn_tanh", "lstm": "lstm"}[workload.cell]
     size = workload.hidden
@@ -74,7 +76,7 @@ def _use(dtype: str) -> None:
 
 
 def _gluon_step(workload: Workload, model: gluon.Block, states: List[Any]) -> Step:
-    """The training step of GluonNLP's scripts, for a model that returns logits and states first."""
+    """Return the training step of GluonNLP's scripts, for a model that returns logits and states first."""
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     loss_function.hybridize(static_alloc=True)
     parameters = model.collect_params()

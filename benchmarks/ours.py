@@ -1,11 +1,11 @@
-"""The limit, and our own training step: each is a function that makes a training step."""
+"""The limit and our own training step; each function returns a step."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Callable, Dict
 
-import noisin  # noqa: F401  before mxnet: it sets threads and memory
+import noisin  # noqa: F401  before mxnet: it sets threads
 
 # isort: split
 import mxnet as mx
@@ -22,10 +22,10 @@ Step = Callable[[], object]  # queues one training step, which `finish` waits fo
 
 
 def limit(workload: Workload, dtype: str) -> Step:
-    """The matrix products of a step alone, forward and backward, with operands lying ready and results allocated.
+    """Return a step of matrix products alone, forward and backward, with operands and results allocated beforehand.
 
-    As in our step, it is the decoder's product that has bfloat16 operands. Each product is written as MXNet's fastest
-    one, `FullyConnected`, a b^T, with its operands laid out as that needs them.
+    As in our training step, only the decoder's product has bfloat16 operands. Each product is a b^T, with operands laid
+    out for it: `FullyConnected`, MXNet's fastest.
     """
     products = []
     for times, rows, inner, columns, decoder in workload.products():
@@ -45,7 +45,22 @@ def limit(workload: Workload, dtype: str) -> Step:
 
 
 def ours(method: str, samples: int, workload: Workload, dtype: str) -> Step:
-    """The step that `noisin train` makes."""
+    """Return the training step of `noisin train`.
+
+    Parameters
+    ----------
+    method : str
+        Key of `METHODS`.
+    samples : int
+        S, noise trajectories.
+    workload : Workload
+    dtype : {'float32', 'bfloat16'}
+
+    Returns
+    -------
+    function ()
+        Queues one training step.
+    """
     config = Config(
         method=method,
         cell=workload.cell,

@@ -1,4 +1,4 @@
-"""Tables and figures of the measurements in `results.json`, and nothing that is not in it."""
+"""Tables and figures, drawn only from the measurements in `results.json`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIMENSIONS = {
     "vocabulary": "vocabulary (word types)",
     "samples": "S (trajectories)",
 }
-# What a name stands for, and the colour of its kind (Okabe and Ito's, which colour-blind readers tell apart).
+# Each name's label and the colour of its kind (Okabe and Ito's, which colour-blind readers can tell apart).
 NAMES: Dict[str, Tuple[str, str]] = {
     "limit": ("matrix products alone", "#999999"),
     NONE.name: (NONE.label, "#0072B2"),
@@ -51,17 +51,22 @@ NAMES: Dict[str, Tuple[str, str]] = {
 def read_results(path: Path) -> Dict[str, Any]:
     """Read the measurements that `make bench` wrote.
 
+    Returns
+    -------
+    dict
+        As in DESIGN, section 7.
+
     Raises
     ------
     UserError
-        If the file cannot be read or holds anything else.
+        If the file cannot be read or has any other content.
     """
     results = read_json(path)
     try:
         if _are_results(results):
             return results
     except (KeyError, TypeError):
-        pass  # it lacks something, or has another type in its place: the same as a wrong value
+        pass  # a missing value or a wrong type is as bad as a wrong value
     raise UserError(f"{path} is not what `make bench` writes: run it, or restore the file")
 
 
@@ -96,11 +101,11 @@ def _is_measurement(entry: Dict[str, Any]) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e12  # more could not be drawn
+    return type(value) in (int, float) and 0 < value < 1e12  # larger values cannot be drawn
 
 
 def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
-    """One row a contender: thousands of words a second, median (min to max), and peak memory, for each dtype."""
+    """Return a row per contender with words per second, median (min to max), and peak memory in MiB, per dtype."""
     rows: Dict[str, Dict[str, str]] = {}
     for entry in results["measurements"]:
         if entry["workload"] == workload:
@@ -112,7 +117,7 @@ def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
 
 
 def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
-    """The figures that have a goal: of the ratios within each round the median, and the least to the most."""
+    """Return a row per ratio of two contenders: median over rounds, range, goal (if any), and whether it is met."""
     rows = []
     for dtype, least in (("float32", 0.80), ("bfloat16", 0.75)):
         figures = [
@@ -141,13 +146,28 @@ def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
 
 
 def relative_rates(results: Mapping[str, Any], workload: str, dtype: str, over: str, under: str) -> List[float]:
-    """One contender's rate by another's, in each of the rounds in which both took a turn; empty without one of them."""
+    """Return the ratio of two contenders' rates in each round, empty if either was not measured.
+
+    Parameters
+    ----------
+    results : mapping
+        As from `read_results`.
+    workload : str
+        Key of `WORKLOADS`.
+    dtype : {'float32', 'bfloat16'}
+    over, under : str
+        Names of the contenders in numerator and denominator.
+
+    Returns
+    -------
+    list of float
+    """
     rates = [_measured(results, workload, name, dtype).get("rates", []) for name in (over, under)]
     return [mine / theirs for mine, theirs in zip(*rates)]
 
 
 def _judged(ratio: float, goal: Optional[Tuple[str, float]]) -> Dict[str, str]:
-    """The goal, and whether the ratio meets it before it is rounded."""
+    """Return the goal and whether the unrounded ratio meets it."""
     if goal is None:
         return {"goal": "", "met": ""}
     sign, bound = goal
@@ -163,7 +183,7 @@ def _measured(results: Mapping[str, Any], workload: str, name: str, dtype: str) 
 
 
 def draw_speed(results: Mapping[str, Any], path: Path) -> None:
-    """Bars of words a second, a panel for each workload and dtype, with the range over rounds."""
+    """Draw words per second as bars, with the range over rounds, in a panel for each workload and dtype."""
     panels = [
         (workload, dtype)
         for workload in WORKLOADS
@@ -190,7 +210,7 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_growth(results: Mapping[str, Any], path: Path) -> None:
-    """Time of a step and peak memory against one dimension at a time."""
+    """Draw time per step (ms) and peak memory (MiB) against one dimension at a time."""
     growth = results["growth"]
     axes_names = [name for name in GROWTH if any(name in entry for entry in growth)]
     figure = Figure(figsize=(11, 5.6), layout="constrained")
@@ -214,14 +234,14 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:
-    """All figures, into `folder`."""
+    """Draw all figures into `folder`."""
     draw_speed(results, folder / SPEED_PICTURE)
     if results["growth"]:
         draw_growth(results, folder / GROWTH_PICTURE)
 
 
 def step_milliseconds(entry: Mapping[str, Any]) -> float:
-    """Milliseconds of one training step of a growth measurement."""
+    """Return the milliseconds per training step of a growth measurement."""
     change = {name: entry[name] for name in GROWTH if name in entry}
     return 1000 * WORKLOADS[entry["workload"]].changed(change).words / entry["words_per_second"]
 
@@ -233,12 +253,12 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def workloads_in(results: Mapping[str, Any]) -> List[str]:
-    """The workloads that were measured, in their order."""
+    """Return the workloads that were measured, in the order of `WORKLOADS`."""
     return [name for name in WORKLOADS if any(entry["workload"] == name for entry in results["measurements"])]
 
 
 def sections(results: Mapping[str, Any]) -> Sequence[str]:
-    """Title, table and ratios of each workload, as Markdown."""
+    """Return title, table and ratios of each workload, as Markdown."""
     return [
         f"**{TITLES[workload]}**\n\n{markdown(table(results, workload))}\n\n{markdown(ratios(results, workload))}"
         for workload in workloads_in(results)

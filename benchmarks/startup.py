@@ -1,10 +1,10 @@
-"""Do what `noisin train` does up to its first step on the Penn Treebank, and print the time of day then."""
+"""Do the work of `noisin train` up to its first step on the Penn Treebank, and print the time (seconds since 1970)."""
 
 import json
 import sys
 import time
 
-from noisin.cli import main  # what the command loads
+from noisin.cli import main  # the command loads it too
 from noisin.config import Config
 from noisin.data.batches import training_batches
 from noisin.data.corpus import load_corpus

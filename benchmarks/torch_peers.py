@@ -1,21 +1,23 @@
-"""The peers built on PyTorch, an optional extra: each is a function that makes a training step."""
+"""The peers on PyTorch, an optional extra; `pytorch` builds a model and returns its training step."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple, Union
 
 import torch
 from torch import nn
 
 from benchmarks.workloads import GAMMA, Workload
 
+States = Union[torch.Tensor, Tuple[torch.Tensor, ...]]  # h, or h and c, each (layers, batch, hidden)
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 class _LanguageModel(nn.Module):
-    """Embedding, PyTorch's recurrent layers or a loop over its cells with noise, decoder."""
+    """Embedding, recurrent layers (or, with noise, a loop over cells) and decoder."""
 
     def __init__(self, workload: Workload, noisy: bool) -> None:
         super().__init__()
@@ -31,12 +33,12 @@ class _LanguageModel(nn.Module):
         zeros = torch.zeros(workload.layers, workload.batch_size, size)
         self.start = (zeros, zeros) if lstm else zeros
 
-    def forward(self, tokens: Any, states: Any) -> Any:
+    def forward(self, tokens: torch.Tensor, states: States) -> Tuple[torch.Tensor, States]:
         hidden = self.embedding(tokens)
         outputs, states = self._loop(hidden, states) if self.noisy else self.layers(hidden, states)
         return self.decoder(outputs), states
 
-    def _loop(self, words: Any, states: Any) -> Any:
+    def _loop(self, words: torch.Tensor, states: Any) -> Tuple[torch.Tensor, States]:
         states = [tuple(part[i] for part in states) if self.lstm else states[i] for i in range(len(self.cells))]
         outputs = []
         for hidden in words:
@@ -51,7 +53,20 @@ class _LanguageModel(nn.Module):
 
 
 def pytorch(noisy: bool, workload: Workload, dtype: str) -> Callable[[], None]:
-    """A PyTorch language model in its fastest plain form: fused Adam; bfloat16 by autocast."""
+    """Return the training step of a PyTorch model in its fastest plain form: fused optimizer, bfloat16 by autocast.
+
+    Parameters
+    ----------
+    noisy : bool
+        Step PyTorch's cells with noise on each hidden state, instead of its layers without noise.
+    workload : Workload
+    dtype : {'float32', 'bfloat16'}
+
+    Returns
+    -------
+    function ()
+        Does one training step.
+    """
     model = _LanguageModel(workload, noisy)
     if workload.optimizer == "adam":
         optimizer: Any = torch.optim.Adam(model.parameters(), lr=workload.learning_rate, fused=True)
@@ -83,4 +98,4 @@ CONTENDERS: Dict[str, Callable[[Workload, str], Callable[[], None]]] = {
 
 
 def finish() -> None:
-    """PyTorch does its work at once on the CPU."""
+    """Do nothing: PyTorch queues no work on a CPU."""

@@ -1,6 +1,7 @@
-"""A process that holds one contender and makes training steps when told: `python -m benchmarks.worker JSON`.
+"""A process that runs one contender's training steps on request: `python -m benchmarks.worker JSON`.
 
-It reads the number of steps from standard input, a line a turn, and answers with one JSON object a line.
+For each turn it reads a line with the number of steps from standard input, and writes a line with a JSON object of
+`seconds` and `peak_mib`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from benchmarks.workloads import WORKLOADS
 
 def main() -> None:
     """Build the contender, then take turns until standard input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is not an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # a library's output is not an answer
     task: Dict[str, Any] = json.loads(sys.argv[1])
     if task["module"] == "ours":
         from noisin.system.startup import keep_freed_memory
 
-        keep_freed_memory()  # as the command noisin does
+        keep_freed_memory()  # as in the command noisin
     module = importlib.import_module(f"benchmarks.{task['module']}")
     step = module.CONTENDERS[task["name"]](WORKLOADS[task["workload"]].changed(task["change"]), task["dtype"])
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""What is timed: training steps in the settings of the paper's two corpora, on random words of as many types.
+"""The workloads: training steps in the settings of the paper's two corpora, on random words of as many types.
 
-Nothing here imports noisin, whose settings of threads and memory the peers are to do without.
+This module does not import noisin, whose settings of threads and memory the peers must not get.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import numpy as np
 
-GAMMA = 0.2  # of every noisy contender; its value does not change the cost
+GAMMA = 0.2  # spread of every noisy contender; its value does not change the cost
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,20 @@ class Workload:
     ----------
     name : str
     cell : {'rnn', 'lstm'}
-        The RNN with tanh, which every peer has.
-    layers, hidden, vocabulary, batch_size, unroll : int
+        The RNN has tanh, which every peer has.
+    layers : int
+    hidden : int
+        Units per layer.
+    vocabulary : int
+        Number of word types.
     optimizer : {'adam', 'sgd'}
     learning_rate : float
+    batch_size : int, default 32
+        Sequences per batch.
+    unroll : int, default 35
+        Steps per batch.
     samples : int, default 1
-        S of the noisy contenders.
+        S, noise trajectories of NOISIN.
     """
 
     name: str
@@ -47,28 +55,31 @@ class Workload:
 
     @property
     def gates(self) -> int:
-        """Blocks of `hidden` rows in a cell's weights."""
+        """Number of blocks of `hidden` rows in a cell's weights."""
         return 4 if self.cell == "lstm" else 1
 
     def changed(self, change: Mapping[str, Any]) -> Workload:
-        """The same workload with some of its numbers replaced."""
+        """Return the workload with some of its numbers replaced, by name."""
         return replace(self, **change)
 
     def tokens(self) -> np.ndarray:
-        """A text of random words, as frequent as words are, of 50 training steps."""
+        """Return the ids of a random text of 50 training steps, with Zipf's word frequencies."""
         ranks = np.arange(1, self.vocabulary + 1)
         draws = np.random.default_rng(0).choice(self.vocabulary, 50 * self.words, p=(1 / ranks) / (1 / ranks).sum())
         return draws.astype(np.int32)
 
     def batches(self) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-        """Endless (inputs, targets), each (unroll, batch): the segments of the text, for the peers."""
+        """Yield the segments of the text without end, for the peers: inputs and targets, each (unroll, batch)."""
         columns = self.tokens().reshape(self.batch_size, -1).T
         while True:
             for start in range(0, len(columns) - self.unroll, self.unroll):
                 yield columns[start : start + self.unroll], columns[start + 1 : start + 1 + self.unroll]
 
     def products(self) -> List[Tuple[int, int, int, int, bool]]:
-        """Products of the forward pass, (times, rows, inner, columns, in the decoder); backward has two of each."""
+        """Return the matrix products of the forward pass as (times, rows, inner, columns, in the decoder).
+
+        The backward pass has two products for each of them.
+        """
         cell = self.gates * self.hidden
         layer = [
             (1, self.words, self.hidden, cell, False),
@@ -85,8 +96,8 @@ WORKLOADS: Dict[str, Workload] = {
     )
 }
 
-# Cost against one dimension at a time, from the first workload.
-GROWTH: Dict[str, List[Any]] = {
+# The values of one dimension at a time for which the cost of the first workload is measured.
+GROWTH: Dict[str, List[int]] = {
     "hidden": [64, 128, 256, 512, 1024],
     "batch_size": [8, 16, 32, 64, 128],
     "unroll": [10, 20, 35, 70],

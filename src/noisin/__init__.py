@@ -21,10 +21,10 @@ Regularisers:  NoisyCell, VariationalDropoutCell, StandardDropoutCell
 Methods:       METHODS, Method, Regulariser
 Models:        Config, LanguageModel, make_model, AveragedLikelihood, Evaluator
 Training:      train, load_corpus, sample_words
-Graphs:        traced_for, for a faster hybridized network, or one to export without noise
+Graphs:        traced_for, for a faster hybridized network or a network to export without noise
 
-Each name is imported when it is first used. `import noisin` sets what MXNet reads while it is imported, lets it load on
-today's Python and NumPy, and does no more. Import it before mxnet.
+Import noisin before mxnet. `import noisin` only sets the environment variables that MXNet reads while it is imported,
+and lets MXNet load on today's Python and NumPy. Each public name is imported when it is first used.
 """
 
 from __future__ import annotations

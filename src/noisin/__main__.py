@@ -1,4 +1,4 @@
-"""`python -m noisin` is the command `noisin`."""
+"""The command `noisin`, as `python -m noisin`."""
 
 from __future__ import annotations
 

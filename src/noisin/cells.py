@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from types import ModuleType
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple, Type, Union
 
 import mxnet as mx
 from mxnet.gluon import rnn
@@ -23,35 +24,47 @@ ACTIVATIONS = ("tanh", "sigmoid", "relu")
 
 States = List[Tensor]
 Outputs = Union[Tensor, List[Tensor]]
+# (what the recurrent weights multiply, states) -> (output, next states)
+Step = Callable[[Tensor, States], Tuple[Tensor, States]]
+
+
+class HiddenHook(Protocol):
+    """A perturbation of the hidden state, drawn apart from it; `Noise` is one."""
+
+    def deviation(self, F: ModuleType, like: Tensor) -> Tensor:
+        """Draw a deviation of the shape of `like`."""
+
+    def combine(self, F: ModuleType, hidden: Tensor, deviation: Tensor) -> Tensor:
+        """Apply a deviation to a hidden state of the same shape."""
 
 
 @dataclass
 class Hooks:
-    """What acts on a cell while it is unrolled, each list in its order; empty, as by default, nothing does.
+    """What acts on a cell while it is unrolled, in the order of each list; by default nothing.
 
     Attributes
     ----------
     inputs : list of function
-        On the whole sequence (T, batch, input size), before the cell.
+        Act on the whole sequence (T, batch, input size), before the cell.
     recurrent : list of function
-        On the hidden state (batch, hidden) that the recurrent weights multiply, at each step.
-    hidden : list
-        On the new hidden state, of each step: `deviation(F, like)` draws, and `combine(F, hidden, deviation)` applies.
-        One draw acts on the output and on the state that the next step sees.
+        Act at each step on the hidden state (batch, hidden) that the recurrent weights multiply.
+    hidden : list of HiddenHook
+        Act at each step on the new hidden state (batch, hidden). One draw perturbs both the output and the state that
+        the next step sees.
     outputs : list of function
-        On the whole sequence of outputs (T, batch, hidden), after the cell; not on the states.
+        Act on the whole sequence of outputs (T, batch, hidden), after the cell; not on the states.
     """
 
     inputs: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
     recurrent: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
-    hidden: List[Any] = field(default_factory=list)
+    hidden: List[HiddenHook] = field(default_factory=list)
     outputs: List[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
 
 class SequenceCell(HybridRecurrentCell):
-    """A cell that is unrolled as a whole where it can be: a subclass defines `sequence`."""
+    """A cell that unrolls a sequence as a whole; a subclass defines `sequence`."""
 
-    def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
+    def sequence(self, F: ModuleType, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
         """Run all steps.
 
         Parameters
@@ -59,18 +72,25 @@ class SequenceCell(HybridRecurrentCell):
         F : module
             `mxnet.nd` or `mxnet.sym`.
         length : int
+            T.
         inputs : tensor (T, batch, input size)
         states : list of tensor
+            As `state_info` describes them.
 
         Returns
         -------
         (outputs, states)
             A list of T outputs (batch, hidden) or one tensor (T, batch, hidden), and the states after the last step.
+
+        Raises
+        ------
+        TypeError
+            If the subclass does not define `sequence`.
         """
         raise TypeError(f"{type(self).__name__} does not define sequence")
 
-    def first_states(self, F: Any, inputs: Tensor) -> States:
-        """Return the states that a sequence (T, batch, input size) begins from where none are given."""
+    def first_states(self, F: ModuleType, inputs: Tensor) -> States:
+        """Return the initial states for inputs (T, batch, input size), where the caller gives none: zeros."""
         return _get_begin_state(self, F, None, inputs, inputs.shape[1] if F is mx.nd else 0)
 
     def unroll(
@@ -82,12 +102,25 @@ class SequenceCell(HybridRecurrentCell):
         merge_outputs: Optional[bool] = None,
         valid_length: Optional[Tensor] = None,
     ) -> Tuple[Outputs, States]:
-        """Unroll over `length` steps: as Gluon's `unroll`, and equal to stepping to rounding.
+        """Unroll over `length` steps; equal to stepping, up to rounding.
+
+        Parameters
+        ----------
+        length : int
+            T.
+        inputs : tensor (batch, T, input size) or list of T tensors (batch, input size)
+        begin_state : list of tensor, optional
+            By default zeros (and new masks, for a cell that draws masks).
+        layout : {'NTC', 'TNC'}, default 'NTC'
+        merge_outputs : bool, optional
+            Return one tensor of outputs in `layout`. By default, return a list.
+        valid_length : tensor (batch,), optional
+            As in Gluon, which then steps through the sequence.
 
         Returns
         -------
         (outputs, states)
-            Outputs, a list unless `merge_outputs` is true, and the states after the last step.
+            T outputs (batch, hidden), and the states after the last step.
 
         Raises
         ------
@@ -98,7 +131,7 @@ class SequenceCell(HybridRecurrentCell):
             return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         self.reset()
         inputs, _, F, _ = _format_sequence(length, inputs, "TNC", True, in_layout=layout)
-        if F is mx.nd and inputs.shape[0] != length:  # else broadcasting would hide it
+        if F is mx.nd and inputs.shape[0] != length:  # broadcasting would hide it
             raise ValueError(f"inputs in layout {layout} have {inputs.shape[0]} steps: {length} expected")
         states = self.first_states(F, inputs) if begin_state is None else begin_state
         outputs, states = self.sequence(F, length, inputs, states)
@@ -110,43 +143,53 @@ class SequenceCell(HybridRecurrentCell):
 
 
 class ProjectedCell(SequenceCell):
-    r"""A cell whose input projection is separate from its recurrence, so that `unroll` does it for all steps at once.
+    r"""A cell whose input projection is separate from its recurrence, so that `unroll` projects all steps at once.
 
-    .. math:: z_t = f(U x_t,\; z_{t-1})
+    .. math:: h_t = f(U x_t + b,\; h_{t-1})
 
-    A subclass also extends a Gluon cell, which gives it its parameters, and defines `gates`, the number of blocks of
-    `hidden` rows in its weights, and `transition`.
+    A subclass also extends a Gluon cell, which gives it its parameters. It defines `transition` and `gates`, the number
+    of (hidden, ...) blocks in its weights.
     """
 
     gates = 1
 
-    def project(self, F: Any, inputs: Tensor, i2h_weight: Tensor, i2h_bias: Tensor) -> Tensor:
-        """U x + b of any number of steps: (N, input size) -> (N, gates * hidden)."""
+    def project(self, F: ModuleType, inputs: Tensor, i2h_weight: Tensor, i2h_bias: Tensor) -> Tensor:
+        """Return U x + b for each of N inputs: (N, input size) -> (N, gates * hidden)."""
         return F.FullyConnected(inputs, i2h_weight, i2h_bias, num_hidden=self.gates * self._hidden_size)
 
     def transition(
-        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+        self, F: ModuleType, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
     ) -> Tuple[Tensor, States]:
         """Do one step from the projected input.
 
         Parameters
         ----------
+        F : module
+            `mxnet.nd` or `mxnet.sym`.
         projected : tensor (batch, gates * hidden)
+            U x_t + b.
         previous : tensor (batch, hidden)
             What the recurrent weights multiply: `states[0]`, after the hooks that act on it.
         states : list of tensor (batch, hidden)
-            The states as they are, hidden state first.
+            The previous states without hooks; the hidden state h_{t-1} is first.
+        h2h_weight : tensor (gates * hidden, hidden)
+        h2h_bias : tensor (gates * hidden,)
 
         Returns
         -------
         (hidden, rest)
-            The new hidden state h_t and the list of the states behind it.
+            The new hidden state h_t, and the list of the other new states.
+
+        Raises
+        ------
+        TypeError
+            If the subclass does not define `transition`.
         """
         raise TypeError(f"{type(self).__name__} does not define transition")
 
     def hybrid_forward(
         self,
-        F: Any,
+        F: ModuleType,
         inputs: Tensor,
         states: States,
         i2h_weight: Tensor,
@@ -154,61 +197,77 @@ class ProjectedCell(SequenceCell):
         h2h_weight: Tensor,
         h2h_bias: Tensor,
     ) -> Tuple[Tensor, States]:
+        """Do one step from x_t (batch, input size) and states (batch, hidden); return (h_t, [h_t, other states])."""
         projected = self.project(F, inputs, i2h_weight, i2h_bias)
         return self._step(F, projected, h2h_weight, h2h_bias, states[0], states)
 
     def _step(
-        self, F: Any, projected: Tensor, h2h_weight: Tensor, h2h_bias: Tensor, previous: Tensor, states: States
+        self, F: ModuleType, projected: Tensor, h2h_weight: Tensor, h2h_bias: Tensor, previous: Tensor, states: States
     ) -> Tuple[Tensor, States]:
         hidden, rest = self.transition(F, projected, previous, states, h2h_weight, h2h_bias)
         return hidden, [hidden] + rest
 
-    def steps(self, F: Any, length: int, inputs: Tensor) -> Tuple[Callable[[], Tensor], List[Any]]:
+    def steps(self, F: ModuleType, length: int, inputs: Tensor) -> Tuple[Callable[[], Tensor], List[Step]]:
         """Project a whole sequence in one product.
 
         Parameters
         ----------
         F : module
+            `mxnet.nd` or `mxnet.sym`.
         length : int
+            T.
         inputs : tensor (T, batch, input size)
 
         Returns
         -------
-        (function, list of function)
-            One that makes a tensor of the shape of all hidden states, (T * batch, hidden); and each step, a function
-            (what the recurrent weights multiply, states) -> (output, next states).
+        (function, list of Step)
+            A function that makes a tensor of the shape of all hidden states, (T * batch, hidden); and the T steps.
         """
         weights = self._weights(inputs)
         projected = self.project(F, F.reshape(inputs, shape=(-3, 0)), weights["i2h_weight"], weights["i2h_bias"])
         recurrent = weights["h2h_weight"], weights["h2h_bias"]
-        steps = [partial(self._step, F, one, *recurrent) for one in _split_steps(F, projected, length)]
+        steps: List[Step] = [partial(self._step, F, one, *recurrent) for one in _split_steps(F, projected, length)]
         return partial(F.slice_axis, projected, axis=1, begin=0, end=self._hidden_size), steps
 
     def _weights(self, inputs: Tensor) -> Dict[str, Tensor]:
         try:
             return block_parameters(self, inputs)
-        except DeferredInitializationError:  # the first inputs say of which size they are
+        except DeferredInitializationError:  # the first inputs give the input size
             self.i2h_weight.shape = (self.gates * self._hidden_size, inputs.shape[-1])
             self.i2h_weight._finish_deferred_init()
             return block_parameters(self, inputs)
 
-    def sequence(self, F: Any, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
+    def sequence(self, F: ModuleType, length: int, inputs: Tensor, states: States) -> Tuple[Outputs, States]:
         return run(self, F, length, inputs, states, Hooks())
 
-    def _get_activation(self, F: Any, inputs: Tensor, activation: Any, **options: Any) -> Tensor:
+    def _get_activation(
+        self, F: ModuleType, inputs: Tensor, activation: Union[str, mx.gluon.Block], **options: Any
+    ) -> Tensor:
         if activation in ACTIVATIONS:
-            return F.Activation(inputs, act_type=activation)  # in vector instructions, which F.tanh is not
+            return F.Activation(inputs, act_type=activation)  # vectorised, unlike F.tanh
         return super()._get_activation(F, inputs, activation, **options)
 
 
 def run(
-    cell: HybridRecurrentCell, F: Any, length: int, inputs: Tensor, states: States, hooks: Hooks
+    cell: HybridRecurrentCell, F: ModuleType, length: int, inputs: Tensor, states: States, hooks: Hooks
 ) -> Tuple[Outputs, States]:
-    """Run all steps of any cell whose first state is its output, with what `hooks` add.
+    """Run all steps of a cell under `hooks`.
 
-    A cell that has `steps` does its input projections in one product, and what acts on its hidden states draws once for
-    the whole sequence. Any other cell is called step by step. Parameters and result are those of
-    `SequenceCell.sequence`.
+    A cell that has `steps` does its input projections in one product, and each hidden hook draws once for the whole
+    sequence. Any other cell is called step by step.
+
+    Parameters
+    ----------
+    cell : HybridRecurrentCell
+        Any cell whose first state is its hidden state.
+    F, length, inputs, states
+        As in `SequenceCell.sequence`.
+    hooks : Hooks
+
+    Returns
+    -------
+    (outputs, states)
+        As from `SequenceCell.sequence`.
     """
     for hook in hooks.inputs:
         inputs = hook(inputs)
@@ -225,11 +284,11 @@ def run(
         for hook in hooks.recurrent:
             previous = hook(previous)
         output, states = step(previous, states)
-        for layer, hook in enumerate(hooks.hidden):
-            deviation = drawn[layer][number] if drawn else hook.deviation(F, states[0])
-            hidden = hook.combine(F, states[0], deviation)
-            # Of a hybridized or a residual cell the output is another tensor: it moves by the same draw.
-            output = hidden if output is states[0] else hook.combine(F, output, deviation)
+        for index, hidden_hook in enumerate(hooks.hidden):
+            deviation = drawn[index][number] if drawn else hidden_hook.deviation(F, states[0])
+            hidden = hidden_hook.combine(F, states[0], deviation)
+            # A hybridized or residual cell's output is another tensor: the same draw perturbs it.
+            output = hidden if output is states[0] else hidden_hook.combine(F, output, deviation)
             states = [hidden] + states[1:]
         outputs.append(output)
     if not hooks.outputs:
@@ -240,15 +299,15 @@ def run(
     return sequence, states
 
 
-def _split_steps(F: Any, sequence: Tensor, length: int) -> List[Tensor]:
-    """(length * batch, units), step after step -> a list of (batch, units)."""
-    # With one output MXNet returns the tensor itself, and indexing that would take its first row.
+def _split_steps(F: ModuleType, sequence: Tensor, length: int) -> List[Tensor]:
+    """Split (length * batch, units), step after step, into a list of (batch, units)."""
+    # With one output MXNet returns the tensor itself, and list() would split it into rows.
     return [sequence] if length == 1 else list(F.split(sequence, num_outputs=length, axis=0))
 
 
-def _split_gates(F: Any, gates: Tensor, count: int) -> List[Tensor]:
-    """(batch, count * hidden) -> `count` times (batch, hidden)."""
-    # As an axis of its own: along one that is not the last, MXNet copies whole rows and not number by number.
+def _split_gates(F: ModuleType, gates: Tensor, count: int) -> List[Tensor]:
+    """Split (batch, count * hidden) into `count` tensors (batch, hidden)."""
+    # The gates get an axis of their own: along any axis but the last, MXNet copies whole rows, not single numbers.
     return F.split(F.reshape(gates, shape=(0, count, -1)), num_outputs=count, axis=1, squeeze_axis=True)
 
 
@@ -263,7 +322,7 @@ class ElmanCell(ProjectedCell, rnn.RNNCell):
     activation : {'tanh', 'sigmoid', 'relu'}, default 'tanh'
         f.
     **options
-        Of `mxnet.gluon.rnn.RNNCell`.
+        As in `mxnet.gluon.rnn.RNNCell`.
 
     Inputs:
         - **inputs**: x_t, (batch, input size).
@@ -275,27 +334,27 @@ class ElmanCell(ProjectedCell, rnn.RNNCell):
     """
 
     def transition(
-        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+        self, F: ModuleType, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=self._hidden_size)
         return self._get_activation(F, projected + recurrent, self._activation), []
 
 
 class LSTMCell(ProjectedCell, rnn.LSTMCell):
-    r"""Long short-term memory with a forget gate (Gers et al., 2000); gates in Gluon's order i, f, g, o.
+    r"""Long short-term memory with a forget gate (Gers et al., 2000).
 
     .. math::
         i_t, f_t, o_t &= \sigma(U_{i,f,o}\, x_t + b_{i,f,o} + W_{i,f,o}\, h_{t-1} + b'_{i,f,o}) \\
         g_t &= \tanh(U_g x_t + b_g + W_g h_{t-1} + b'_g) \\
         c_t &= f_t c_{t-1} + i_t g_t, \quad h_t = o_t \tanh(c_t)
 
-    Noise and recurrent masks act on h, not on c.
+    The gates are in Gluon's order i, f, g, o. Noise and recurrent masks act on h, not on c.
 
     Parameters
     ----------
     hidden_size : int
     **options
-        Of `mxnet.gluon.rnn.LSTMCell`.
+        As in `mxnet.gluon.rnn.LSTMCell`.
 
     Inputs:
         - **inputs**: x_t, (batch, input size).
@@ -309,7 +368,7 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
     gates = 4
 
     def transition(
-        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+        self, F: ModuleType, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=4 * self._hidden_size)
         update, forget, candidate, output = _split_gates(F, projected + recurrent, 4)
@@ -321,21 +380,21 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
 
 
 class GRUCell(ProjectedCell, rnn.GRUCell):
-    r"""Gated recurrent unit (Cho et al., 2014) in cuDNN's and Gluon's variant: the reset gate acts after the product.
+    r"""Gated recurrent unit (Cho et al., 2014); as in cuDNN and Gluon, the reset gate acts after the product.
 
     .. math::
         r_t, u_t &= \sigma(U_{r,u}\, x_t + b_{r,u} + W_{r,u}\, h_{t-1} + b'_{r,u}) \\
         n_t &= \tanh(U_n x_t + b_n + r_t (W_n h_{t-1} + b'_n)) \\
         h_t &= (1 - u_t)\, n_t + u_t h_{t-1}
 
-    Gates are in Gluon's order r, u (there z), n. A recurrent mask acts on what W multiplies, not on the h_{t-1} that
-    u_t carries over.
+    The gates are in Gluon's order r, u, n; Gluon calls u z. A recurrent mask acts on what W multiplies, not on the
+    h_{t-1} that u_t carries over.
 
     Parameters
     ----------
     hidden_size : int
     **options
-        Of `mxnet.gluon.rnn.GRUCell`.
+        As in `mxnet.gluon.rnn.GRUCell`.
 
     Inputs:
         - **inputs**: x_t, (batch, input size).
@@ -349,7 +408,7 @@ class GRUCell(ProjectedCell, rnn.GRUCell):
     gates = 3
 
     def transition(
-        self, F: Any, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
+        self, F: ModuleType, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=3 * self._hidden_size)
         input_reset, input_update, input_candidate = _split_gates(F, projected, 3)
@@ -364,15 +423,27 @@ CELLS: Dict[str, Type[ProjectedCell]] = {"rnn": ElmanCell, "lstm": LSTMCell, "gr
 
 
 def is_stochastic(cell: HybridRecurrentCell) -> bool:
-    """Return whether a cell is random in train mode: what it says itself, else whether a cell inside it is."""
+    """Return whether a cell is random in train mode: its own `stochastic`, else whether any child is random."""
     answer = getattr(cell, "stochastic", None)
     return any(map(is_stochastic, cell._children.values())) if answer is None else answer
 
 
 def begin_sequence(cell: HybridRecurrentCell, states: Sequence[Tensor]) -> States:
-    """Return the states that a cell begins a new sequence with: what it says itself, else what the cells inside it do.
+    """Return the states with which a cell begins a new sequence.
 
-    A cell of Gluon's has its children's states, one child after the other; without children it carries all of them on.
+    A cell's own `begin_sequence` decides. Otherwise each child decides about its part of the states, and a cell without
+    children carries all of them on.
+
+    Parameters
+    ----------
+    cell : HybridRecurrentCell
+    states : sequence of tensor
+        The cell's states, one child after the other.
+
+    Returns
+    -------
+    list of tensor
+        Like `states`.
     """
     if hasattr(cell, "begin_sequence"):
         return cell.begin_sequence(list(states))
@@ -384,7 +455,7 @@ def begin_sequence(cell: HybridRecurrentCell, states: Sequence[Tensor]) -> State
 
 
 class CellStack(rnn.HybridSequentialRNNCell):
-    """Cells on top of one another: Gluon's sequential cell, which says what is random in it and renews that."""
+    """Cells on top of one another: Gluon's sequential cell with `stochastic` and `begin_sequence`."""
 
     def __iter__(self) -> Iterator[HybridRecurrentCell]:
         return iter(self._children.values())
@@ -395,7 +466,7 @@ class CellStack(rnn.HybridSequentialRNNCell):
         return any(map(is_stochastic, self))
 
     def begin_sequence(self, states: States) -> States:
-        """Return the same carried states, with what is drawn once a sequence drawn anew."""
+        """Return the same states, with new draws of what is drawn once per sequence (e.g. dropout masks)."""
         begun: States = []
         for cell in self:
             begun += begin_sequence(cell, states[len(begun) : len(begun) + len(cell.state_info())])
@@ -410,7 +481,7 @@ class CellStack(rnn.HybridSequentialRNNCell):
         merge_outputs: Optional[bool] = None,
         valid_length: Optional[Tensor] = None,
     ) -> Tuple[Outputs, States]:
-        """Unroll layer by layer, as Gluon's sequential cell, with one tensor between two layers."""
+        """Unroll layer by layer, with one tensor between two layers; arguments and result as in `SequenceCell`."""
         self.reset()
         after: States = []
         for layer, cell in enumerate(self):
@@ -433,29 +504,33 @@ def make_cells(
     forget_bias: float = 0.0,
     prefix: str = "",
 ) -> CellStack:
-    """Stack `layers` cells, bottom first: the one place where a configuration becomes cells.
+    """Stack `layers` cells, bottom first.
 
     Parameters
     ----------
     cell : {'rnn', 'lstm', 'gru'}
-    hidden, layers, input_size : int
+    hidden : int
+        Units in each layer.
+    layers : int
+    input_size : int
+        Units that enter the bottom layer.
     activation : {'tanh', 'sigmoid', 'relu'}
-        Of the Elman RNN only.
+        Of the Elman RNN; unused otherwise.
     regularise : function (cell, layer) -> cell, optional
-        What to stack instead of the plain cell of a layer, counted from 0 at the bottom.
-    recurrent_init : {'orthogonal', 'identity', 'uniform'}
-        Of each hidden-to-hidden matrix (of each gate's, in LSTM and GRU).
+        Wraps the cell of a layer; layer 0 is the bottom.
+    recurrent_init : {'orthogonal', 'identity', 'uniform'}, default 'orthogonal'
+        Initial value of each hidden-to-hidden matrix (one per gate).
     init_scale : float, default 0.1
-        Half-width of the uniform distribution that input weights start from.
+        Half-width of the uniform distribution that initialises the input weights.
     forget_bias : float, default 0
-        Where the LSTM's forget-gate bias starts.
+        Initial bias of the LSTM's forget gate.
     prefix : str, default ''
-        Of the names of all parameters.
+        Prefix of all parameter names.
 
     Returns
     -------
     CellStack
-        With parameters not yet initialised.
+        Its parameters are not yet initialised.
 
     Raises
     ------

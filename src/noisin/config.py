@@ -1,4 +1,4 @@
-"""The typed configuration of a run: every option with its default, its range and what the paper used."""
+"""The typed configuration of a run: every option with its default, its range and its value in the paper."""
 
 from __future__ import annotations
 
@@ -31,7 +31,28 @@ def option(
     group: str = "model",
     nullable: bool = False,
 ) -> Any:
-    """Declare an option: its default and so its type, what it means, and the closed range or choices of its values."""
+    """Declare an option, as a dataclass field with this metadata.
+
+    Parameters
+    ----------
+    default : str, int, float, list or dict
+        Its type is the option's type.
+    help : str
+        The option's meaning, unit and value in the paper, for `noisin train --help`.
+    choices : collection of str, default any
+        Valid texts.
+    low, high : float, default unbounded
+        Closed range of a number, or of each number of a list.
+    group : str, default 'model'
+        Group of options; methods name the groups that are active with them.
+    nullable : bool, default False
+        Whether None is valid.
+
+    Returns
+    -------
+    dataclasses.Field
+        Typed as Any, so that a field of any type can be declared with it.
+    """
     metadata = {"default": default, "help": help, "choices": choices, "low": low, "high": high, "group": group}
     metadata.update(kind=type(default), nullable=nullable)
     if isinstance(default, (list, dict)):
@@ -41,90 +62,112 @@ def option(
 
 @dataclass(frozen=True)
 class Config:
-    """What defines a run's result: two runs of equal configuration are the same run.
+    """The options that define a run's result: two runs of equal configuration are the same run.
 
-    Options that do not act (those of `idle`, as the noise of a model without any) are set to their defaults, so that
-    they do not tell runs apart. Each field's meaning, range and value in the paper are in its `option`, which
-    `noisin train --help` prints.
+    Options that have no effect (`idle`, e.g. the noise family of a model without noise) are set to their defaults, so
+    that they do not distinguish runs. `noisin train --help` prints each option's meaning, default and value in the
+    paper.
 
     Raises
     ------
     UserError
-        For a value out of range, naming it, the range and the option.
+        For an invalid value, naming the option, the value and what is valid; or for options that contradict each other.
     """
 
     corpus: str = option("synthetic", "ptb, wikitext-2, synthetic, or the path of a text file or folder", group="data")
     max_vocabulary: int = option(
-        OWN_VOCABULARY, "word types kept of one's own text; the rest are <unk>", low=3, high=1e7, group="data"
+        OWN_VOCABULARY,
+        "most word types to keep of your own text; other words become <unk>",
+        low=3,
+        high=1e7,
+        group="data",
     )
-    method: str = option("none", "what regularises the model; * learns gamma (paper: the first four)", choices=METHODS)
+    method: str = option("none", "regularisation method; * learns gamma (paper: the first four)", choices=METHODS)
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
     activation: Optional[str] = option(
-        "sigmoid", "of the rnn cell (paper: all three)", choices=ACTIVATIONS, nullable=True
+        "sigmoid", "activation of the rnn cell (paper: all three)", choices=ACTIVATIONS, nullable=True
     )
-    layers: int = option(1, "recurrent layers (paper: 1 and 2)", low=1, high=64)
-    hidden: int = option(256, "units in each layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
-    embedding: int = option(0, "size of the word embedding; 0: as hidden (paper: not stated)", low=0, high=1e5)
+    layers: int = option(1, "number of recurrent layers (paper: 1 and 2)", low=1, high=64)
+    hidden: int = option(256, "units per layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
+    embedding: int = option(0, "size of the word embedding; 0: same as hidden (paper: not stated)", low=0, high=1e5)
     decoder: str = option(
-        "own", "the decoder's weights: its own, or tied to the embedding's (paper: not stated)", choices=("own", "tied")
+        "own", "decoder weights: its own, or tied to the embedding (paper: not stated)", choices=("own", "tied")
     )
     recurrent_init: str = option(
         "orthogonal",
-        "initial hidden-to-hidden weights (paper: plays 'a very big role', not stated)",
+        "initialisation of hidden-to-hidden weights (paper: plays 'a very big role', not stated)",
         choices=RECURRENT_INITS,
     )
-    init_scale: float = option(0.1, "half-width of the other weights' uniform start", low=0, high=10)
+    init_scale: float = option(0.1, "half-width of the uniform initialisation of other weights", low=0, high=10)
     forget_bias: float = option(0.0, "initial bias of the LSTM's forget gate", low=-100, high=100)
     noise: str = option(
         "gaussian",
-        "noise family of noisin and noisin* (paper: gaussian)",
+        "noise family (paper: gaussian)",
         choices=tuple(sorted(FAMILIES)),
         group="noise",
     )
-    noise_parameters: Dict[str, float] = option({}, "the family's own, as k=2 or a=2,b=3", group="noise")
-    noise_mode: str = option("additive", "how the noise acts (paper: additive)", choices=MODES, group="noise")
+    noise_parameters: Dict[str, float] = option(
+        {}, "parameters of the noise family, e.g. k=2 or a=2,b=3", group="noise"
+    )
+    noise_mode: str = option(
+        "additive", "add the noise, or multiply by it (paper: additive)", choices=MODES, group="noise"
+    )
     gamma: List[float] = option(
-        [0.2], "spread: one for all layers or one a layer; a learned one starts here", low=0, high=1e3, group="noise"
+        [0.2],
+        "spread of the noise: one value for all layers, or one per layer; initial value if learned",
+        low=0,
+        high=1e3,
+        group="noise",
     )
     lower_bound: float = option(
-        0.1, "what a learned gamma never falls below (paper: 0.1)", low=0, high=1e3, group="learned noise"
+        0.1, "lower bound of a learned gamma (paper: 0.1)", low=0, high=1e3, group="learned noise"
     )
     input_gamma: float = option(
         0.0,
-        "spread of noise on the embedding too, learned where gamma is; 0: none (paper: names it, reports none)",
+        "spread of noise on the word embedding, learned if gamma is; 0: no noise there (paper: names it, reports none)",
         low=0,
         high=1e3,
         group="noise",
     )
     dropout_inputs: float = option(
-        0.2, "variational dropout on each layer's inputs", low=0, high=0.99, group="variational dropout"
+        0.2, "rate of variational dropout on each layer's inputs", low=0, high=0.99, group="variational dropout"
     )
-    dropout_states: float = option(0.2, "... on its recurrent state", low=0, high=0.99, group="variational dropout")
-    dropout_outputs: float = option(0.2, "... on its outputs", low=0, high=0.99, group="variational dropout")
+    dropout_states: float = option(
+        0.2, "rate of variational dropout on each layer's state", low=0, high=0.99, group="variational dropout"
+    )
+    dropout_outputs: float = option(
+        0.2, "rate of variational dropout on the outputs", low=0, high=0.99, group="variational dropout"
+    )
     dropout_output_layers: str = option(
         "top",
-        "layers whose outputs dropout masks: top, as Gal and Ghahramani (2016), or every, which masks the link between "
-        "two layers twice",
+        "layers whose outputs are dropped: top, as in Gal and Ghahramani (2016), or every, which masks each connection "
+        "between two layers twice",
         choices=("top", "every"),
         group="variational dropout",
     )
-    dropout_embedding: float = option(0.1, "... on whole word types", low=0, high=0.99, group="variational dropout")
+    dropout_embedding: float = option(
+        0.1, "rate at which whole word types are dropped", low=0, high=0.99, group="variational dropout"
+    )
     standard_dropout: float = option(
         0.2,
-        "dropout with fresh masks at each step, on what goes up and not on what recurs: the embedded words, the links "
-        "between layers, the outputs (Zaremba et al., 2014)",
+        "rate of dropout with new masks at each step on all connections that are not recurrent: embedded words, "
+        "connections between layers, outputs (Zaremba et al., 2014)",
         low=0,
         high=0.99,
         group="standard dropout",
     )
-    weight_decay: float = option(0.0, "L2 penalty's gradient factor", low=0, high=1, group="training")
-    optimizer: str = option(
-        "adam", "(paper: adam on PTB, sgd on WikiText-2)", choices=("adam", "sgd"), group="training"
+    weight_decay: float = option(
+        0.0, "factor of the weights that is added to their gradient (L2 penalty)", low=0, high=1, group="training"
     )
-    learning_rate: float = option(0.001, "(paper: 0.001 for adam, 1 for sgd)", low=0, high=1e3, group="training")
+    optimizer: str = option(
+        "adam", "optimizer (paper: adam on PTB, sgd on WikiText-2)", choices=("adam", "sgd"), group="training"
+    )
+    learning_rate: float = option(
+        0.001, "initial learning rate (paper: 0.001 for adam, 1 for sgd)", low=0, high=1e3, group="training"
+    )
     decay: float = option(
         1.0,
-        "learning rate's factor each epoch after decay_after (paper: 0.5 with sgd)",
+        "factor of the learning rate for each epoch after decay_after (paper: 0.5 with sgd)",
         low=1e-6,
         high=1,
         group="training",
@@ -133,26 +176,28 @@ class Config:
         4, "epochs at the initial learning rate (paper: 4 with sgd)", low=0, high=1e5, group="training"
     )
     clip: float = option(5.0, "largest global norm of the gradient (paper: 5)", low=1e-9, high=1e9, group="training")
-    batch_size: int = option(32, "sequences side by side (paper: 32 on WikiText-2)", low=1, high=1e5, group="training")
+    batch_size: int = option(32, "sequences per batch (paper: 32 on WikiText-2)", low=1, high=1e5, group="training")
     unroll: int = option(
         35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
     )
-    samples: int = option(1, "S, trajectories of the noise in training (paper: 1)", low=1, high=1000, group="training")
-    epochs: int = option(40, "most epochs to train", low=1, high=1e4, group="training")
+    samples: int = option(1, "S, noise trajectories in training (paper: 1)", low=1, high=1000, group="training")
+    epochs: int = option(40, "largest number of epochs", low=1, high=1e4, group="training")
     patience: int = option(
         3, "epochs without a better validation perplexity before stopping", low=1, high=1e6, group="training"
     )
-    seed: int = option(1, "of the weights and all noise", low=0, high=2**31 - 1, group="training")
+    seed: int = option(1, "random seed for weights and noise", low=0, high=2**31 - 1, group="training")
     dtype: str = option(
         "float32",
-        "of the decoder's product in training; bfloat16 needs a processor with AVX-512",
+        "type of the decoder's matrix product in training; bfloat16 needs a processor with AVX-512",
         choices=("float32", "bfloat16"),
         group="training",
     )
-    eval_batch_size: int = option(10, "columns a split is cut into for evaluation", low=1, high=1e5, group="evaluation")
+    eval_batch_size: int = option(
+        10, "columns that a split is cut into for evaluation", low=1, high=1e5, group="evaluation"
+    )
     eval_samples: int = option(
         10,
-        "S of the bound and averaged test perplexities (paper: averages, S not stated)",
+        "S, noise trajectories of the bound and averaged test perplexities (paper: averages, S not stated)",
         low=1,
         high=1000,
         group="evaluation",
@@ -178,7 +223,7 @@ class Config:
         if len(self.gamma) not in (1, self.layers):
             raise UserError(f"gamma has {len(self.gamma)} values for {self.layers} layers: give one, or one a layer")
         if len(set(self.gamma)) == 1:
-            object.__setattr__(self, "gamma", self.gamma[:1])  # the same, whichever way it was given
+            object.__setattr__(self, "gamma", self.gamma[:1])  # one value for all layers has one form
         if self.acts("lower_bound"):
             for name, starts in (("gamma", self.gamma), ("input_gamma", [self.input_gamma or math.inf])):
                 if min(starts) <= self.lower_bound:
@@ -194,7 +239,7 @@ class Config:
 
     @property
     def idle(self) -> Dict[str, str]:
-        """The options that do not act, each with the one whose value keeps it from acting."""
+        """The options that have no effect, each with the option whose value disables it."""
         method = METHODS[self.method]
         found = {
             entry.name: "method"
@@ -202,7 +247,7 @@ class Config:
             if entry.metadata["group"] not in (*_OF_EVERY_METHOD, *method.groups)
         }
         for name, by, acts in (
-            ("samples", "method", method.stochastic),  # all trajectories would be the same
+            ("samples", "method", method.stochastic),  # else all trajectories are the same
             ("eval_samples", "method", method.stochastic),
             ("activation", "cell", self.cell == "rnn"),
             ("forget_bias", "cell", self.cell == "lstm"),
@@ -215,48 +260,45 @@ class Config:
         return found
 
     def acts(self, name: str) -> bool:
-        """Whether the option `name` acts."""
+        """Return whether the option `name` has an effect."""
         return name not in self.idle
 
     def layer_gammas(self) -> List[float]:
-        """One spread a layer, bottom first."""
+        """Return one spread per layer, bottom first."""
         return list(self.gamma) * self.layers if len(self.gamma) == 1 else list(self.gamma)
 
     def to_dict(self) -> Dict[str, Any]:
-        """As a JSON object."""
+        """Return all options by name, as a JSON object."""
         return dataclasses.asdict(self)
 
     @property
     def name(self) -> str:
-        """A file name for the run: what people look for first, and the fingerprint of all of it."""
+        """A file name for the run, e.g. 'rnn-tanh-1x256-noisin-seed1-0123abcd'; it ends with `digest`."""
         cell = f"{self.cell}-{self.activation}" if self.activation else self.cell
         method = self.method.replace("*", "-learned")
         return f"{cell}-{self.layers}x{self.hidden}-{method}-seed{self.seed}-{self.digest}"
 
     @property
     def digest(self) -> str:
-        """A short fingerprint of every value, by which a run is known."""
+        """The run's identity: the first 8 hexadecimal digits of the sha256 of all options."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-# Values of options that did not exist yet when a configuration was recorded, where they are not today's defaults.
+# Options that older configurations lack, with the value that those runs had, where it is not today's default.
 _BEFORE = {"dropout_output_layers": "every"}
 
 
-def recorded_config(values: Any, source: str = "the configuration") -> Config:
-    """Build a Config from what a run has left: a missing option has the value that acted when the run was made.
+def recorded_config(values: object, source: str = "the configuration") -> Config:
+    """Build a Config from a recorded run, whose missing options have the values that the run had.
 
-    Raises
-    ------
-    UserError
-        As `config_from_dict`.
+    Parameters, result and errors are those of `config_from_dict`.
     """
     return config_from_dict({**_BEFORE, **values} if isinstance(values, dict) else values, source)
 
 
 def _check(entry: dataclasses.Field, value: Any) -> None:
-    """Raise UserError unless `value` has the type, and is in the range, of the option `entry`."""
+    """Raise UserError unless `value` has the type and range of the option `entry`."""
     bounds, where = entry.metadata, f"{entry.name} is {quoted(value)}"
     kind = bounds["kind"]
     if bounds["nullable"] and value is None:
@@ -286,7 +328,7 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
 
 
 def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
-    """The value with 1.0 for 1 where the option is of floats: equal configurations have one fingerprint."""
+    """Return the value with floats for integers if the option is of floats, so that equal options have one digest."""
     kind = entry.metadata["kind"]
     if kind is dict:
         return {name: float(number) for name, number in value.items()}
@@ -296,7 +338,7 @@ def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
 
 
 def _is_plain(value: str) -> bool:
-    """Whether a record can hold it, and a page show it: the name of a file that is not UTF-8 they cannot."""
+    """Return whether a record can hold the text and a page show it; UTF-8 cannot hold every file name."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -304,17 +346,28 @@ def _is_plain(value: str) -> bool:
     return len(value) <= _LONGEST and harmless(value) == value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def config_from_dict(values: Any, source: str = "the configuration") -> Config:
-    """Build a Config from what a file holds, refusing unknown keys.
+def config_from_dict(values: object, source: str = "the configuration") -> Config:
+    """Build a Config from the content of a file.
+
+    Parameters
+    ----------
+    values : dict of str to JSON value
+        Options by name; a missing one has its default. Anything else is refused.
+    source : str, default 'the configuration'
+        Name of the file in messages.
+
+    Returns
+    -------
+    Config
 
     Raises
     ------
     UserError
-        Naming the key or value at fault and `source`.
+        For an unknown option or an invalid value, naming it and `source`.
     """
     if not isinstance(values, dict):
         raise UserError(f"{source} is not an object of options")

@@ -1,4 +1,4 @@
-"""Perplexity of a split: clean, bound and averaged (DESIGN section 5), and the limit of the last in the samples."""
+"""Perplexity of a split by the estimators clean, bound, averaged and averaged_limit (DESIGN, section 5)."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, lea
 
 
 class Evaluator:
-    """Scores every token of a split exactly once, in float32 whatever the training precision.
+    """Score every token of a split exactly once, in float32 also after training in bfloat16.
 
     Parameters
     ----------
     model : LanguageModel
     eos : int
-        Id of the word that stands before the first one.
+        Token id of `<eos>`, which precedes the first token of the split.
     batch_size : int, default 10
-        Columns the split is cut into; each starts from a zero state.
+        Number of columns that the split is cut into; each starts from a zero state.
     unroll : int, default 35
-        Steps in one pass; states are carried on.
+        Steps in one pass. States are carried over from pass to pass.
     samples : int, default 10
         S, trajectories of the noise; each keeps its own state through the whole split.
-    device : mxnet.Context, default cpu
+    device : mxnet.Context, default mxnet.cpu()
     progress : bool, default False
-        Show a progress bar where standard error is a terminal.
+        Show a progress bar if standard error is a terminal.
     """
 
     def __init__(
@@ -61,25 +61,36 @@ class Evaluator:
         return objective
 
     def clean(self, tokens: np.ndarray) -> float:
-        """Perplexity with the noise off: exp of the mean of -log p(x_t | h_t)."""
-        with autograd.predict_mode(), traced_for("prediction"):  # the graph draws nothing
-            return perplexity(self._totals(self._clean, tokens)[0], len(tokens))
-
-    def all(self, tokens: np.ndarray, seed: int = 0) -> Dict[str, float]:
-        """Every perplexity of the split.
+        """Return the perplexity per token with the noise off: exp of the mean of -log p(x_t | h_t).
 
         Parameters
         ----------
         tokens : array (N,)
+            Token ids.
+
+        Returns
+        -------
+        float
+        """
+        with autograd.predict_mode(), traced_for("prediction"):  # the graph draws nothing
+            return perplexity(self._totals(self._clean, tokens)[0], len(tokens))
+
+    def all(self, tokens: np.ndarray, seed: int = 0) -> Dict[str, float]:
+        """Return the perplexities per token by all estimators.
+
+        Parameters
+        ----------
+        tokens : array (N,)
+            Token ids.
         seed : int, default 0
             Random seed for the noise.
 
         Returns
         -------
         dict
-            `clean`, `bound`, `averaged` and `samples` (S); `averaged_limit`, the limit of `averaged` for S to infinity,
-            and its standard error `averaged_limit_error`, both NaN at S = 1. For a deterministic model the perplexities
-            are one number and S is 1.
+            Perplexities `clean`, `bound` and `averaged`; `averaged_limit`, the limit of `averaged` for S to infinity,
+            and its standard error `averaged_limit_error`, both NaN if S is 1; and S as `samples`. For a deterministic
+            model all perplexities are equal and S is 1.
         """
         clean = self.clean(tokens)
         if not self._model.stochastic:
@@ -101,7 +112,7 @@ class Evaluator:
         }
 
     def _totals(self, objective: AveragedLikelihood, tokens: np.ndarray) -> np.ndarray:
-        """Total log-likelihood of bound, of averaged and, where S > 1, of averaged without each trajectory."""
+        """Return total log-likelihoods: of bound, of averaged and, if S > 1, of averaged without each trajectory."""
         totals: Any = 0.0  # becomes float64
         states = objective.begin_state(self._batch_size, self._device)
         with tqdm(
@@ -126,6 +137,21 @@ class Evaluator:
 def make_evaluator(
     model: LanguageModel, config: Config, corpus: Corpus, device: mx.Context, progress: bool = False
 ) -> Evaluator:
-    """The evaluator that `config` describes."""
+    """Build the evaluator that `config` describes.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    config : Config
+    corpus : Corpus
+        Gives the id of `<eos>`.
+    device : mxnet.Context
+    progress : bool, default False
+        As in `Evaluator`.
+
+    Returns
+    -------
+    Evaluator
+    """
     eos = corpus.vocabulary["<eos>"]
     return Evaluator(model, eos, config.eval_batch_size, config.unroll, config.eval_samples, device, progress)

@@ -1,4 +1,4 @@
-"""Figures, drawn from records (DESIGN, section 7) and nothing else."""
+"""Figures, drawn only from records (DESIGN, section 7)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +19,7 @@ from noisin.config import recorded_config
 from noisin.methods import METHODS
 from noisin.system.files import write_file
 
-# Of the curves of one method, by its variant: full, hollow or half markers, dark or light lines, thin or thick ones.
+# Styles of one method's curves, one per variant: full, hollow or half markers; dark or light, thin or thick lines.
 SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4},
     {"linewidth": 0.8, "markerfacecolor": "white", "markersize": 5},
@@ -27,9 +28,9 @@ SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4, "fillstyle": "left", "markersize": 6, "markerfacecoloralt": "white"},
     {"linewidth": 2.6, "alpha": 0.5, "fillstyle": "top", "markersize": 7, "markerfacecoloralt": "white"},
 )
-# Of several seeds of one variant: the lines alone, or the markers would hide one another.
+# Style of several seeds of one variant: lines without markers, which would hide one another.
 SEEDS: Dict[str, Any] = {"marker": "", "linewidth": 1.0}
-# Of runs that share a method: the same author's colours; dashes for the layers.
+# Okabe and Ito's colours for runs of one method; dashes for layers.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 
@@ -40,12 +41,12 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     Parameters
     ----------
     records : sequence of dict
-        Runs; their curves are labelled by method, and by gamma or dropout's rates where a method has several.
+        Records of runs. Their curves are labelled by method, and by gamma or dropout rates where a method has several.
     path : Path
-        PNG to write.
+        PNG or SVG file to write.
     title : str, default none
     floor : float, optional
-        A perplexity that no model can beat, drawn as a line.
+        Perplexity that no model can beat, drawn as a line.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     validation, training = figure.subplots(1, 2)
@@ -66,19 +67,19 @@ def curves(
     floor: Optional[float] = None,
     among: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Draw one of Figure 2's panels alone.
+    """Draw one panel of Figure 2.
 
     Parameters
     ----------
     records : sequence of dict
+        Records of runs.
     path : Path
-        PNG or SVG to write.
-    key : str
-        'valid_ppl' or 'train_ppl'.
+        PNG or SVG file to write.
+    key : {'valid_ppl', 'train_ppl'}
     floor : float, optional
         As in `figure2`.
-    among : sequence of dict
-        The runs of further figures beside this one, in which the same gamma or rates are to look the same.
+    among : sequence of dict, default `records`
+        Records of all figures in which the same gamma or rates have the same style.
     """
     figure, axes = _single()
     _panel(axes, records, key, floor, among)
@@ -88,7 +89,15 @@ def curves(
 
 
 def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the spread of each layer's noise against the epoch, and below it the bound of a learned one."""
+    """Draw each layer's gamma against the epoch, and the lower bound of a learned gamma.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        Records of runs with noise.
+    path : Path
+        PNG or SVG file to write.
+    """
     figure, axes = _single()
     for index, record in enumerate(record for record in _by_method(records) if record["epochs"]):
         epochs = [entry["epoch"] for entry in record["epochs"]]
@@ -115,9 +124,9 @@ def _single() -> Tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-# More runs than this share a legend's entry, and a look, with those that differ from them by seed or dtype alone.
+# Of more runs than this, those that differ only in seed or dtype share a legend entry and a style.
 CROWD = 6
-# Title of a panel, and how many times the highest minimum it shows.
+# Title of a panel, and the upper limit of its axis as a multiple of the highest minimum.
 PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
 
 
@@ -147,10 +156,10 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
 
     Parameters
     ----------
-    panels : mapping
-        Title of each panel, and its runs; a panel without any says so.
+    panels : mapping of str to sequence of dict
+        Title of each panel and records of its runs; a panel without runs says so.
     path : Path
-        PNG to write.
+        PNG or SVG file to write.
     title : str, default none
     """
     columns = min(3, len(panels))
@@ -167,7 +176,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
             _curve(axes, record, "valid_ppl", label, _shade(record, every), alone=labels.count(label) == 1)
         _label_axes(axes, textwrap.fill(name, 44))
         if records:
-            axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # the same, to be compared
+            axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # one scale for all panels
         else:
             axes.set(xlabel="", xticks=[], yticks=[])
             axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
@@ -179,7 +188,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     _save(figure, path)
 
 
-# How `against_paper` marks our estimators, and the published number.
+# Markers in `against_paper` of our estimators and of the published number.
 MARKS: Dict[str, Dict[str, Any]] = {
     "clean": {"linestyle": "", "zorder": 2},
     "limit": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
@@ -188,15 +197,15 @@ PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "ma
 
 
 def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
-    """Draw test perplexities of ours beside the published ones, a panel for each setting.
+    """Draw our test perplexities beside the published ones, in a panel for each setting.
 
     Parameters
     ----------
-    panels : mapping
-        Title of each panel, and its rows from the top: `method`, `paper` (a perplexity or None) and `runs`, each with
-        `clean` and `limit`, infinite where a run has no such number.
+    panels : mapping of str to sequence of dict
+        Title of each panel and its rows, from the top. A row has `method` (its name), `paper` (a perplexity or None)
+        and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none.
     path : Path
-        PNG or SVG to write.
+        PNG or SVG file to write.
     title : str, default none
     """
     columns = min(3, len(panels))
@@ -235,8 +244,8 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     _save(figure, path)
 
 
-def _legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under all panels, in as many columns as fit."""
+def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Draw a legend below all panels, in as many columns as fit."""
     columns = max(1, min(len(labels), 125 // max(map(len, labels))))  # characters in a line of 10 inches
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
@@ -247,17 +256,17 @@ def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
 
 
 def _variant(record: Mapping[str, Any]) -> str:
-    """What tells a run from those of its method with other options, as 'γ 0.2'."""
+    """Return what distinguishes a run from runs of its method with other options, e.g. 'γ 0.2'."""
     return METHODS[record["method"]].described(recorded_config(record["config"]))
 
 
 def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-    """What tells a run's curve from those of its method that have another gamma or other rates."""
+    """Return the style that distinguishes a run's curve from curves of its method with other options."""
     return SHADES[_variants(record, records).index(_variant(record)) % len(SHADES)]
 
 
 def _variants(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[str]:
-    """The variants of the record's method among these runs, each once, in order."""
+    """Return the variants of the record's method in these runs, each once, in order."""
     return list(dict.fromkeys(_variant(twin) for twin in _by_method(records) if twin["method"] == record["method"]))
 
 
@@ -268,7 +277,7 @@ def _look(record: Mapping[str, Any], shade: Mapping[str, Any]) -> Dict[str, Any]
 def _curve(
     axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any], alone: bool = True
 ) -> None:
-    """One run's curve, with a star at its best epoch on validation; plainer where it is one of several seeds."""
+    """Draw one run's curve, with a star at its best epoch on validation; plainer if it is one of several seeds."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
     style = {**_look(record, shade), **({} if alone else SEEDS)}
     axes.plot(epochs, [_drawable(entry[key]) for entry in record["epochs"]], label=label, **style)
@@ -286,7 +295,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
-    """What tells a run from the others: its method, gamma or rates, and if `seeds` its seed and dtype too."""
+    """Return what distinguishes a run: its method, gamma or rates, and if `seeds` also its seed and dtype."""
     twins = [other for other in records if other["method"] == record["method"]]
     label = METHODS[record["method"]].label
     if len(_variants(record, records)) > 1:
@@ -311,12 +320,17 @@ def _label_axes(axes: Axes, title: str) -> None:
 
 
 def _drawable(value: float) -> float:
-    """The value within what matplotlib can scale; a record may have any float."""
+    """Return the value within what matplotlib can scale; a record may have any float."""
     return min(max(value, 1e-9), 1e99)
 
 
-def _limits(records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float], headroom: float) -> Any:
-    """From just below the lowest point to `headroom` times the highest minimum: the first descent hides the rest."""
+def _limits(
+    records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float], headroom: float
+) -> Tuple[Optional[float], Optional[float]]:
+    """Return the limits of the y axis: just below the lowest point, and `headroom` times the highest minimum.
+
+    The steep first descent is cut off, because it would hide the rest.
+    """
     lowest = [_drawable(min(entry[key] for entry in record["epochs"])) for record in records if record["epochs"]]
     if not lowest:
         return None, None

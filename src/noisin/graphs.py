@@ -1,17 +1,18 @@
-"""What serves arrays and the symbols of a traced graph alike."""
+"""Helpers that work on arrays and on the symbols of a traced graph alike."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, Union
+from types import ModuleType
+from typing import Dict, Iterator, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
 Tensor = Union[mx.nd.NDArray, mx.sym.Symbol]
-# MXNet names bfloat16 by this NumPy stand-in; the string is not understood everywhere.
+# MXNet's NumPy stand-in for bfloat16; not every MXNet function understands the string.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 _PURPOSE: ContextVar[str] = ContextVar("noisin_purpose", default="")
@@ -19,16 +20,16 @@ _PURPOSE: ContextVar[str] = ContextVar("noisin_purpose", default="")
 
 @contextmanager
 def traced_for(what: str) -> Iterator[None]:
-    """Let the graphs that are traced inside serve one purpose only; within another `traced_for`, the outer one counts.
+    """Trace graphs for one purpose only, inside a `with` block; of nested blocks, the outermost decides.
 
-    A hybridized block is traced when it, or a block around it, is first called after `hybridize`. By default its graph
-    serves training and prediction alike and loads anywhere, but always draws its noise, by MXNet's operators.
+    A hybridized block is traced when it, or a block around it, is first called after `hybridize`. By default, its graph
+    serves both training and prediction and loads anywhere, but it always draws its noise, with MXNet's operators.
 
     Parameters
     ----------
     what : {'training', 'prediction'}
-        For training, Gaussian noise is drawn in compiled code, many times as fast, and not at all in predict mode; such
-        a graph needs noisin to be loaded. For prediction, no noise is drawn in either mode.
+        A graph for training draws Gaussian noise in compiled code, many times as fast, and draws none in predict mode;
+        it loads only where noisin is imported. A graph for prediction draws no noise in either mode.
 
     Raises
     ------
@@ -55,21 +56,45 @@ def traced_for(what: str) -> Iterator[None]:
 
 
 def purpose() -> str:
-    """Return what a graph traced now is for: 'training', 'prediction' or, for both, ''."""
+    """Return what a graph traced now is for: 'training', 'prediction', or '' for both."""
     return _PURPOSE.get()
 
 
 def block_parameters(block: HybridBlock, like: Tensor) -> Dict[str, Tensor]:
-    """Return the block's own parameters by attribute name: symbols in a traced graph, else arrays where `like` lies."""
+    """Return a block's own parameters by attribute name.
+
+    Parameters
+    ----------
+    block : HybridBlock
+    like : NDArray or Symbol
+        A symbol gives symbols; an array gives arrays on its context.
+
+    Returns
+    -------
+    dict of str to NDArray or Symbol
+        Without the parameters of the block's children.
+    """
     if isinstance(like, mx.sym.Symbol):
         return {name: parameter.var() for name, parameter in block._reg_params.items()}
     return {name: parameter.data(like.context) for name, parameter in block._reg_params.items()}
 
 
-def training_gate(F: Any, like: Tensor) -> Tensor:
-    """Return 1 in Gluon's train mode and 0 in predict mode, of the shape of `like`, decided each time the graph runs.
+def training_gate(F: ModuleType, like: Tensor) -> Tensor:
+    """Return 1 in Gluon's train mode and 0 in predict mode, evaluated each time the graph runs.
 
-    `autograd.is_training()` would be fixed when a hybridized graph is traced. Dropout is the one operator that asks at
-    run time: on a one, with p = 1/2, it returns 0 or 2 in training and 1 otherwise, so its distance from 1 is the gate.
+    `autograd.is_training()` would be fixed when a hybridized graph is traced. Only Dropout asks for the mode at run
+    time: on a one, with p = 1/2, it returns 0 or 2 in train mode and 1 otherwise. Its distance from 1 is the gate.
+
+    Parameters
+    ----------
+    F : module
+        `mxnet.nd` or `mxnet.sym`.
+    like : NDArray or Symbol
+        Tensor of any shape; its values are not used.
+
+    Returns
+    -------
+    NDArray or Symbol
+        Zeros or ones, of the shape of `like`.
     """
     return F.abs(F.Dropout(F.ones_like(like), p=0.5, mode="training") - 1)

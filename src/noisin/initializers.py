@@ -1,8 +1,6 @@
-"""What recurrent weights start from."""
+"""Initialisation of recurrent weights."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import mxnet as mx
 
@@ -11,7 +9,19 @@ RECURRENT_INITS = ("orthogonal", "identity", "uniform")
 
 @mx.init.register
 class RecurrentInit(mx.init.Initializer):
-    """Initialise hidden-to-hidden weights gate by gate: orthogonal, identity, or uniform in (-scale, scale)."""
+    """Initialise each gate's (hidden, hidden) block of hidden-to-hidden weights on its own.
+
+    Parameters
+    ----------
+    kind : {'orthogonal', 'identity', 'uniform'}, default 'orthogonal'
+    scale : float, default 0.1
+        Half-width of the uniform distribution; unused by the other kinds.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind.
+    """
 
     def __init__(self, kind: str = "orthogonal", scale: float = 0.1) -> None:
         if kind not in RECURRENT_INITS:
@@ -20,12 +30,12 @@ class RecurrentInit(mx.init.Initializer):
         self._kind = kind
         self._scale = scale
 
-    def _init_weight(self, name: Any, arr: mx.nd.NDArray) -> None:
+    def _init_weight(self, name: mx.init.InitDesc, arr: mx.nd.NDArray) -> None:
         hidden = arr.shape[1]
         for start in range(0, arr.shape[0], hidden):
             block = arr[start : start + hidden]
             if self._kind == "orthogonal":
-                # MXNet's own Orthogonal draws from NumPy's global state; this follows mx.random.seed like the rest.
+                # MXNet's own Orthogonal draws from NumPy's global state; this follows mx.random.seed.
                 block[:] = mx.nd.linalg.gelqf(mx.nd.random.normal(shape=(hidden, hidden), ctx=arr.context))[0]
             elif self._kind == "identity":
                 block[:] = mx.nd.eye(hidden, ctx=arr.context)

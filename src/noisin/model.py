@@ -1,12 +1,13 @@
-"""The language model, embedding -> stack of cells -> decoder, and how a configuration becomes one."""
+"""The language model (embedding, stack of cells, decoder) and its construction from a configuration."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, List, Optional, Tuple
+from types import ModuleType
+from typing import List, Optional, Tuple
 
 import mxnet as mx
-from mxnet.gluon import HybridBlock
+from mxnet.gluon import HybridBlock, ParameterDict
 
 from noisin.cells import CellStack, make_cells
 from noisin.config import Config
@@ -17,39 +18,43 @@ from noisin.regularisers import active_mask, check_rate, draw_mask, noises
 from noisin.system.errors import UserError
 from noisin.system.files import MEMORY
 
-# Numbers in one array of MXNet, as it is built for PyPI.
+# Most elements in one MXNet array, as MXNet is built for PyPI.
 LARGEST_ARRAY = 2**31 - 1
 
 
 class LanguageModel(HybridBlock):
     r"""A recurrent language model, x_t ~ softmax(V z_t + b) (paper, sections 2.1 and 3).
 
+    A call is one step, as with a cell; `unroll` takes a sequence.
+
     Parameters
     ----------
     vocabulary_size : int
-        V.
+        Number of word types; V in the shapes below.
     cells : CellStack
-        What turns embedded words into hidden states.
+        Turns embedded words (T, B, embedding) into hidden states (T, B, hidden).
     embedding : int
         Size of the word embedding.
     hidden : int
         Size of the top layer's hidden state.
     input_noise : Noise, optional
         Perturbs the embedded words (paper, section 3: noise at the input level).
-    embedding_dropout : float, default 0
-        Rate at which whole word types are dropped, by one mask a sequence.
+    embedding_dropout : float in [0, 1), default 0
+        Rate at which whole word types are dropped, with one mask per sequence.
     init_scale : float, default 0.1
-        Half-width of the uniform distribution that embedding and decoder start from.
+        Half-width of the uniform distribution that initialises embedding and decoder weights.
     tied : bool, default False
-        Whether V is the embedding's matrix, whose gradient is then the sum over both uses (Press and Wolf, 2017).
+        Use the embedding's matrix as the decoder's; its gradient is the sum over both uses (Press and Wolf, 2017).
+    prefix, params
+        As in `mxnet.gluon.Block`.
 
     Raises
     ------
     ValueError
-        If a rate is out of range, or a tied decoder's hidden state is not of the embedding's size.
+        If a rate is out of range, or a tied decoder has `embedding` and `hidden` of different sizes.
 
     Inputs:
-        - **tokens**: (B,) token ids: a call is one step, as with a cell; `unroll` takes a sequence.
+        - **tokens**: (B,) token ids.
         - **states**: list as `begin_state` returns it.
 
     Outputs:
@@ -68,7 +73,7 @@ class LanguageModel(HybridBlock):
         init_scale: float = 0.1,
         tied: bool = False,
         prefix: Optional[str] = None,
-        params: Any = None,
+        params: Optional[ParameterDict] = None,
     ) -> None:
         super().__init__(prefix=prefix, params=params)
         check_rate("the embedding", embedding_dropout)
@@ -103,12 +108,36 @@ class LanguageModel(HybridBlock):
         return noises(self.cells)
 
     def begin_state(self, batch_size: int, ctx: Optional[mx.Context] = None) -> List[mx.nd.NDArray]:
-        """Zero hidden states for `batch_size` sequences, with freshly drawn dropout masks where there are any."""
+        """Return the states that a text begins with.
+
+        Parameters
+        ----------
+        batch_size : int
+            B.
+        ctx : mxnet.Context, default MXNet's current one
+
+        Returns
+        -------
+        list of NDArray
+            Zero states of each layer (B, hidden), bottom first, each followed by the layer's new dropout masks; then
+            the embedding's mask (B, V). Without dropout, there are no masks.
+        """
         states = self.cells.begin_state(batch_size=batch_size, func=mx.nd.zeros, ctx=ctx)
         return states + self._embedding_mask(batch_size, ctx)
 
     def begin_sequence(self, states: List[mx.nd.NDArray]) -> List[mx.nd.NDArray]:
-        """Cut the carried states off the past's gradient and draw new dropout masks: a new sequence begins."""
+        """Begin the next sequence: detach the states from the gradient's past and draw new dropout masks.
+
+        Parameters
+        ----------
+        states : list of NDArray
+            As `begin_state` returns them.
+
+        Returns
+        -------
+        list of NDArray
+            Like `states`.
+        """
         carried = [state.detach() for state in states[: self._carried]]
         mask = self._embedding_mask(carried[0].shape[0], carried[0].context)
         return self.cells.begin_sequence(carried) + mask
@@ -121,14 +150,14 @@ class LanguageModel(HybridBlock):
 
     def hybrid_forward(
         self,
-        F: Any,
+        F: ModuleType,
         tokens: Tensor,
         states: List[Tensor],
         embedding_weight: Tensor,
         decoder_weight: Tensor,
         decoder_bias: Tensor,
     ) -> Tuple[Tensor, List[Tensor]]:
-        # A step is an unroll of length one, whose weights come from the parameters themselves.
+        # A step is an unroll of length one, which reads the weights from the parameters themselves.
         operands, states = self._operands(1, F.expand_dims(tokens, axis=0), states)
         return F.FullyConnected(*operands, num_hidden=self.vocabulary_size), states
 
@@ -145,13 +174,18 @@ class LanguageModel(HybridBlock):
             Token ids, time first.
         states : list of tensor
             As `begin_state` returns it.
-        dtype : {'float32', 'bfloat16'}
-            Of the operands of the decoder's product; everything else is float32.
+        dtype : {'float32', 'bfloat16'}, default 'float32'
+            Type of the operands of the decoder's product; everything else is float32.
 
         Returns
         -------
         (logits, states)
-            Logits (T * B, V), step after step, and the states after the last step.
+            Logits (T * B, V), float32, step after step; and the states after the last step.
+
+        Raises
+        ------
+        ValueError
+            For another dtype.
         """
         F = mx.sym if isinstance(tokens, mx.sym.Symbol) else mx.nd
         operands, states = self.decoder_operands(length, tokens, states, dtype)
@@ -165,9 +199,17 @@ class LanguageModel(HybridBlock):
     def decoder_operands(
         self, length: int, tokens: Tensor, states: List[Tensor], dtype: str
     ) -> Tuple[List[Tensor], List[Tensor]]:
-        """Return what `unroll` multiplies, [hidden states (T * B, H), weight (V, H), bias (V,)], and the next states.
+        """Return the operands of the decoder's product in `unroll`, and the next states.
 
-        Hidden states and weight are of `dtype`, the bias float32.
+        Parameters
+        ----------
+        length, tokens, states, dtype
+            As in `unroll`.
+
+        Returns
+        -------
+        (operands, states)
+            Operands are hidden states (T * B, hidden) and weight (V, hidden), both of `dtype`, and bias (V,), float32.
 
         Raises
         ------
@@ -198,9 +240,9 @@ class LanguageModel(HybridBlock):
         operands = [F.reshape(hidden, shape=(-3, 0)), weights["decoder_weight"], weights["decoder_bias"]]
         return operands, carried + masks
 
-    def _by_word_type(self, F: Any, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Entry [b, tokens[t, b]] of a (B, V) mask for each t and b: the same for each use of a word in a sequence."""
-        # In whole numbers: B * V may be more than float32 can count to.
+    def _by_word_type(self, F: ModuleType, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Return mask[b, tokens[t, b]] (T, B) of a mask (B, V): all uses of a word in a sequence share one entry."""
+        # In integers: B * V may be more than float32 can count to.
         rows = F.cast(F.contrib.arange_like(tokens, axis=1), dtype="int32")
         row_starts = F.expand_dims(rows * self.vocabulary_size, axis=0)
         places = F.broadcast_add(F.cast(tokens, dtype="int32"), row_starts)
@@ -208,7 +250,19 @@ class LanguageModel(HybridBlock):
 
 
 def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
-    """Build the model that `config` describes, with parameters not yet initialised."""
+    """Build the model that `config` describes.
+
+    Parameters
+    ----------
+    config : Config
+    vocabulary_size : int
+        Number of word types.
+
+    Returns
+    -------
+    LanguageModel
+        Its parameters are not yet initialised.
+    """
     method = METHODS[config.method]
     cells = make_cells(
         config.cell,
@@ -238,20 +292,25 @@ def make_model(config: Config, vocabulary_size: int) -> LanguageModel:
 def initial_model(
     config: Config, vocabulary_size: int, device: mx.Context, predictions: Optional[int] = None
 ) -> LanguageModel:
-    """The model of `config` with its parameters initialised from the seed.
+    """Build the model that `config` describes, with parameters initialised from the random seed.
 
     Parameters
     ----------
     config : Config
     vocabulary_size : int
+        Number of word types.
     device : mxnet.Context
     predictions : int, optional
-        How many words it will predict at once; by default as many as in training or in evaluation.
+        Words that the model will predict at once; by default the most that training or evaluation does.
+
+    Returns
+    -------
+    LanguageModel
 
     Raises
     ------
     UserError
-        If this machine's memory cannot hold it.
+        If this machine's memory, or one MXNet array, cannot hold what the model needs.
     """
     mx.random.seed(stream(config.seed, 0))
     model = make_model(config, vocabulary_size)
@@ -263,12 +322,12 @@ def initial_model(
 
 
 def evaluated_at_once(config: Config) -> int:
-    """Words that evaluation predicts at once."""
+    """Return the number of words that evaluation predicts at once, over all trajectories."""
     return config.unroll * config.eval_batch_size * (config.eval_samples if config.acts("eval_samples") else 1)
 
 
 def _check_memory(model: LanguageModel, predictions: int) -> None:
-    """Refuse what no memory of this machine can hold, before MXNet takes it piece by piece until it is killed."""
+    """Raise UserError for a model that this machine cannot hold, before MXNet fills the memory and is killed."""
     sizes = [math.prod(parameter.shape) for parameter in model.collect_params().values()]
     least = 4 * (2 * sum(sizes) + predictions)  # each weight has a gradient
     if least > MEMORY:
@@ -285,7 +344,7 @@ def _check_memory(model: LanguageModel, predictions: int) -> None:
 
 
 def stream(seed: int, place: int) -> int:
-    """The seed of one of a run's random streams: place 0 is the initial weights', each epoch has its own number.
+    """Return the seed of one of a run's random streams: place 0 is for the initial weights, then one for each epoch.
 
     `evaluation_seed` has the places from `FIRST_EVALUATION` on. 7919 is odd, so no two of the 2**31 places of a run
     have the same seed; nor have two runs in the same place.
@@ -297,5 +356,5 @@ FIRST_EVALUATION = 10_001  # the place behind the most epochs that there can be
 
 
 def evaluation_seed(seed: int, number: int = 0) -> int:
-    """The seed of the noise in an evaluation of the run: 0 is its record's, `noisin evaluate --seed` gives others."""
+    """Return the seed of the noise in an evaluation: number 0 is the record's; `noisin evaluate --seed` gives others."""
     return stream(seed, FIRST_EVALUATION + number)

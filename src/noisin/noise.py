@@ -1,23 +1,24 @@
 """Noise families: standardised random variables that perturb a tensor without bias.
 
-Every family is a variable eps of mean 0 and variance 1 (DESIGN: one equation, many families), used in one of two modes:
+Every family is a random variable eps of mean 0 and variance 1 (DESIGN, section 2). It acts in one of two modes:
 
     additive        z = h + gamma * eps
     multiplicative  z = h * (1 + gamma * eps)
 
-so that E[z | h] = h and gamma is the (relative) standard deviation whatever the family. To add a family, write one
-class below: a `name`, its parameters as dataclass fields, and `sample`.
+So E[z | h] = h, and gamma is the (relative) standard deviation for every family. To add a family, write one class
+below: a `name`, its parameters as dataclass fields, and `sample`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Type, Union
+from types import ModuleType
+from typing import Any, Dict, Optional, Type, Union
 
 import mxnet as mx
 from mxnet import autograd
-from mxnet.gluon import HybridBlock
+from mxnet.gluon import HybridBlock, ParameterDict
 
 from noisin.graphs import Tensor, block_parameters, purpose, training_gate
 from noisin.native.normals import normal_like
@@ -25,36 +26,49 @@ from noisin.native.normals import normal_like
 FAMILIES: Dict[str, Type[NoiseFamily]] = {}
 MODES = ("additive", "multiplicative")
 
-# Uniform draws are kept this far from 0 and 1 before a logarithm: MXNet's generator does return 0, and one infinite
-# draw would end a run. It moves the moments by less than 1e-5.
+# Uniform draws are clipped to this distance from 0 and 1 before a logarithm: MXNet's generator does return 0, and one
+# infinite draw would end a run. Clipping moves the moments by less than 1e-5.
 _UNIFORM_MARGIN = 1e-7
 
 
 class NoiseFamily:
-    """A standardised noise distribution: `sample` returns eps with E[eps] = 0 and Var[eps] = 1."""
+    """A standardised noise distribution: `sample` draws eps with E[eps] = 0 and Var[eps] = 1.
+
+    A subclass is registered in `FAMILIES` under its `name`.
+
+    Raises
+    ------
+    TypeError
+        When a subclass is defined without a `name` of its own.
+    """
 
     name = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" not in vars(cls):  # with an inherited one it would take its parent's place
+        if "name" not in vars(cls):  # with an inherited name it would replace its parent
             raise TypeError(f"{cls.__name__} needs a `name` of its own")
         FAMILIES[cls.name] = cls
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
-        """Draw eps, independent in every element.
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
+        """Draw eps, independently for every element.
 
         Parameters
         ----------
         F : module
             `mxnet.nd` or `mxnet.sym`.
         like : NDArray or Symbol
-            Tensor whose shape the draw takes; its values are not used.
+            Tensor of any shape; its values are not used.
 
         Returns
         -------
         NDArray or Symbol
             eps, of the shape of `like`.
+
+        Raises
+        ------
+        TypeError
+            If the subclass does not define `sample`.
         """
         raise TypeError(f"{type(self).__name__} does not define sample")
 
@@ -67,7 +81,11 @@ def make_family(name: str, /, **parameters: float) -> NoiseFamily:
     name : str
         A key of `FAMILIES`.
     **parameters : float
-        The family's own parameters (its dataclass fields); each has a default.
+        The family's own parameters, e.g. k=2.0; each has a default.
+
+    Returns
+    -------
+    NoiseFamily
 
     Raises
     ------
@@ -90,8 +108,8 @@ def _check_range(family: NoiseFamily, parameter: str, low: float, high: float) -
         raise ValueError(f"{parameter} of noise family '{family.name}' is {value}: it must be from {low:g} to {high:g}")
 
 
-def _open_uniform(F: Any, like: Tensor) -> Tensor:
-    """U(0, 1), open at both ends: safe to take a logarithm of U and of 1 - U."""
+def _open_uniform(F: ModuleType, like: Tensor) -> Tensor:
+    """Draw U(0, 1) without its end points, so that the logarithms of U and of 1 - U are finite."""
     return F.clip(F.random.uniform_like(like), _UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
 
 
@@ -101,7 +119,7 @@ class Gaussian(NoiseFamily):
 
     name = "gaussian"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return normal_like(F, like)
 
 
@@ -111,7 +129,7 @@ class Laplace(NoiseFamily):
 
     name = "laplace"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return (F.random.exponential_like(like) - F.random.exponential_like(like)) / math.sqrt(2)
 
 
@@ -121,7 +139,7 @@ class Logistic(NoiseFamily):
 
     name = "logistic"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         uniform = _open_uniform(F, like)
         return (F.log(uniform) - F.log(1 - uniform)) * (math.sqrt(3) / math.pi)
 
@@ -132,7 +150,7 @@ class Gumbel(NoiseFamily):
 
     name = "gumbel"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         gumbel = -F.log(-F.log(_open_uniform(F, like)))
         return (gumbel - 0.5772156649015329) * (math.sqrt(6) / math.pi)
 
@@ -143,7 +161,7 @@ class Uniform(NoiseFamily):
 
     name = "uniform"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return (F.random.uniform_like(like) - 0.5) * (2 * math.sqrt(3))
 
 
@@ -151,7 +169,12 @@ class Uniform(NoiseFamily):
 class Bernoulli(NoiseFamily):
     """eps = (b - p) / sqrt(p (1 - p)), b ~ Bernoulli(p).
 
-    Multiplicative with gamma = sqrt((1 - p) / p) it is dropout (keeping with probability p) on the hidden state.
+    In multiplicative mode with gamma = sqrt((1 - p) / p), it is dropout on the hidden state that keeps with probability
+    p.
+
+    Parameters
+    ----------
+    p : float in [0.001, 0.999], default 0.5
     """
 
     name = "bernoulli"
@@ -160,7 +183,7 @@ class Bernoulli(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "p", 0.001, 0.999)
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         kept = F.random.uniform_like(like) < self.p
         return (kept - self.p) / math.sqrt(self.p * (1 - self.p))
 
@@ -171,13 +194,19 @@ class Exponential(NoiseFamily):
 
     name = "exponential"
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return F.random.exponential_like(like) - 1
 
 
 @dataclass(frozen=True)
 class Gamma(NoiseFamily):
-    """eps = (G - k) / sqrt k, G ~ Gamma(k, 1)."""
+    """eps = (G - k) / sqrt k, G ~ Gamma(k, 1).
+
+    Parameters
+    ----------
+    k : float in [0.1, 1e4], default 2
+        Shape.
+    """
 
     name = "gamma"
     k: float = 2.0
@@ -185,13 +214,18 @@ class Gamma(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "k", 0.1, 1e4)
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return (F.random.gamma_like(like, alpha=self.k, beta=1.0) - self.k) / math.sqrt(self.k)
 
 
 @dataclass(frozen=True)
 class ChiSquare(NoiseFamily):
-    """eps = (C - k) / sqrt(2 k), C ~ chi-square with k degrees of freedom."""
+    """eps = (C - k) / sqrt(2 k), C ~ chi-square with k degrees of freedom.
+
+    Parameters
+    ----------
+    k : float in [0.2, 2e4], default 4
+    """
 
     name = "chi_square"
     k: float = 4.0
@@ -199,25 +233,31 @@ class ChiSquare(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "k", 0.2, 2e4)
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         chi_square = F.random.gamma_like(like, alpha=self.k / 2, beta=2.0)
         return (chi_square - self.k) / math.sqrt(2 * self.k)
 
 
 @dataclass(frozen=True)
 class Beta(NoiseFamily):
-    """eps = (B - m) / s, B ~ Beta(a, b) of mean m and standard deviation s."""
+    """eps = (B - m) / s, B ~ Beta(a, b) of mean m and standard deviation s.
+
+    Parameters
+    ----------
+    a, b : float in [0.5, 1e4], default 2
+        Shapes.
+    """
 
     name = "beta"
     a: float = 2.0
     b: float = 2.0
 
     def __post_init__(self) -> None:
-        # Below 0.5 both gamma draws underflow to 0 together often enough to matter: 0 / 0.
+        # Below 0.5 both gamma draws underflow to 0 often enough to matter: 0 / 0.
         _check_range(self, "a", 0.5, 1e4)
         _check_range(self, "b", 0.5, 1e4)
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         first = F.random.gamma_like(like, alpha=self.a, beta=1.0)
         second = F.random.gamma_like(like, alpha=self.b, beta=1.0)
         total = self.a + self.b
@@ -227,7 +267,13 @@ class Beta(NoiseFamily):
 
 @dataclass(frozen=True)
 class Poisson(NoiseFamily):
-    """eps = (N - lam) / sqrt lam, N ~ Poisson(lam)."""
+    """eps = (N - lam) / sqrt lam, N ~ Poisson(lam).
+
+    Parameters
+    ----------
+    lam : float in [0.01, 1e4], default 4
+        Mean.
+    """
 
     name = "poisson"
     lam: float = 4.0
@@ -235,7 +281,7 @@ class Poisson(NoiseFamily):
     def __post_init__(self) -> None:
         _check_range(self, "lam", 0.01, 1e4)
 
-    def sample(self, F: Any, like: Tensor) -> Tensor:
+    def sample(self, F: ModuleType, like: Tensor) -> Tensor:
         return (F.random.poisson_like(like, lam=self.lam) - self.lam) / math.sqrt(self.lam)
 
 
@@ -244,21 +290,23 @@ class Noise(HybridBlock):
 
     .. math:: z = h + \gamma\epsilon \quad\text{or}\quad z = h(1 + \gamma\epsilon)
 
-    The noise acts in Gluon's train mode (`autograd.record()`, `autograd.train_mode()`) and is off in predict mode,
-    as `gluon.nn.Dropout`. A hybridized network holds operators of MXNet's only: once exported, it loads where this
-    package is not installed. `graphs.traced_for` makes a graph that trains faster, or one for prediction without draws.
+    Like `gluon.nn.Dropout`, the noise acts in Gluon's train mode (`autograd.record()`, `autograd.train_mode()`) and is
+    off in predict mode. A hybridized network has only MXNet's own operators: once exported, it loads where this package
+    is not installed. `graphs.traced_for` makes a graph that trains faster, or a graph for prediction without draws.
 
     Parameters
     ----------
     family : NoiseFamily or str, default 'gaussian'
         The distribution of eps, or its name.
     gamma : float, default 0.1
-        Spread: the fixed one, or where a learned one starts.
+        Spread: the standard deviation of z - h (additive) or z / h - 1 (multiplicative). A learned gamma starts here.
     mode : {'additive', 'multiplicative'}, default 'additive'
     learned : bool, default False
         Learn gamma with the weights, as gamma = lower_bound + softplus(rho).
     lower_bound : float, default 0.1
-        What a learned gamma never falls below; without one, learning drives gamma to 0 (paper, section 3).
+        Lower bound of a learned gamma. Without a bound, learning drives gamma to 0 (paper, section 3).
+    prefix, params
+        As in `mxnet.gluon.Block`.
 
     Inputs:
         - **hidden**: tensor h of any shape.
@@ -295,8 +343,8 @@ class Noise(HybridBlock):
         mode: str = "additive",
         learned: bool = False,
         lower_bound: float = 0.1,
-        prefix: Any = None,
-        params: Any = None,
+        prefix: Optional[str] = None,
+        params: Optional[ParameterDict] = None,
     ) -> None:
         super().__init__(prefix=prefix, params=params)
         family = make_family(family) if isinstance(family, str) else family
@@ -326,42 +374,55 @@ class Noise(HybridBlock):
 
     @property
     def gamma(self) -> float:
-        """The spread as it now stands."""
+        """The current spread."""
         learned = "rho" in self._reg_params
         value = (self.rho if learned else self.fixed_gamma).list_data()[0]  # the same on every context
         return float((self._softplus(mx.nd, value) if learned else value).asscalar())
 
-    def _softplus(self, F: Any, rho: Tensor) -> Tensor:
-        # Not oneDNN's softrelu, which is off by 2e-6: below 0, and without a gradient, where it should be nearly 0.
+    def _softplus(self, F: ModuleType, rho: Tensor) -> Tensor:
+        # Not oneDNN's softrelu, which is off by 2e-6: where it should be nearly 0, it is negative and has no gradient.
         return F.where(rho > 20, rho, F.log1p(F.exp(F.minimum(rho, 20)))) + self._lower_bound
 
-    def deviation(self, F: Any, like: Tensor) -> Tensor:
-        """Draw gamma * eps of the shape of `like`: the relative or absolute deviation, 0 in predict mode."""
+    def deviation(self, F: ModuleType, like: Tensor) -> Tensor:
+        """Draw the deviation gamma * eps, which is 0 in predict mode.
+
+        Parameters
+        ----------
+        F : module
+            `mxnet.nd` or `mxnet.sym`.
+        like : NDArray or Symbol
+            Tensor of any shape; its values are not used.
+
+        Returns
+        -------
+        NDArray or Symbol
+            z - h (additive) or z / h - 1 (multiplicative), of the shape of `like`.
+        """
         parameters = block_parameters(self, like)
         gamma = self._softplus(F, parameters["rho"]) if "rho" in parameters else parameters["fixed_gamma"]
-        # Flat, so that the one-element spread broadcasts over a tensor of any rank. Drawn before the gate, which takes
-        # from the same random stream, as in a traced graph: the two then agree draw for draw.
+        # Flat, so that the one-element spread broadcasts over a tensor of any rank. The gate takes from the same random
+        # stream, and a traced graph draws eps first: drawing it first here too makes the two agree draw for draw.
         eps = F.reshape(self._eps(F, like), shape=(-1,))
         spread = gamma * training_gate(F, gamma)
         return F.reshape_like(F.broadcast_mul(eps, spread), like)
 
-    def _eps(self, F: Any, like: Tensor) -> Tensor:
+    def _eps(self, F: ModuleType, like: Tensor) -> Tensor:
         if F is mx.sym:
             off = purpose() == "prediction"
         else:
             off = not autograd.is_training()
         return F.zeros_like(like) if off else self.family.sample(F, like)
 
-    def combine(self, F: Any, hidden: Tensor, deviation: Tensor) -> Tensor:
-        """Combine h with its deviation; `broadcast_add` because `+` has wrong gradients here (apache/mxnet#20293)."""
+    def combine(self, F: ModuleType, hidden: Tensor, deviation: Tensor) -> Tensor:
+        """Return z, which is h + deviation (additive) or h * (1 + deviation) (multiplicative); all have one shape."""
         if self.mode == "additive":
-            return F.broadcast_add(hidden, deviation)
+            return F.broadcast_add(hidden, deviation)  # `+` has wrong gradients here (apache/mxnet#20293)
         return F.broadcast_mul(hidden, 1 + deviation)
 
     def reset(self) -> None:
-        """Nothing to reset: a recurrent cell that holds noise calls this on each of its children."""
+        """Do nothing: a recurrent cell resets each of its children, and noise has no state."""
 
-    def hybrid_forward(self, F: Any, hidden: Tensor, **_parameters: Tensor) -> Tensor:
+    def hybrid_forward(self, F: ModuleType, hidden: Tensor, **_parameters: Tensor) -> Tensor:
         return self.combine(F, hidden, self.deviation(F, hidden))
 
     def __repr__(self) -> str:

@@ -1,26 +1,28 @@
-"""The averaged likelihood: the training objective and the test-time estimators of perplexity (paper, eq. 1)."""
+"""The averaged likelihood (paper, eq. 1): the training objective and the test-time estimators of perplexity."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, List, Tuple
+from types import ModuleType
+from typing import Any, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
+from noisin.graphs import Tensor
 from noisin.model import LanguageModel
 from noisin.native.crossentropy import cross_entropy
 
 
 class AveragedLikelihood(HybridBlock):
-    r"""Monte-Carlo estimate of eq. 1, the log-likelihood averaged over the noise.
+    r"""Monte Carlo estimate of the log-likelihood averaged over the noise (paper, section 3, eq. 1).
 
     .. math:: L = \sum_t \frac{1}{S} \sum_s \log p(x_t | z_t^s),
               \quad z_t^s \sim p(z_t | z_{t-1}^s, x_{t-1})
 
-    The S trajectories run in one pass, as a batch S times as wide; each keeps its own state.
+    The S trajectories run in one pass, as a batch S times as wide. Each keeps its own state.
 
     Parameters
     ----------
@@ -29,16 +31,16 @@ class AveragedLikelihood(HybridBlock):
         T, steps to unroll.
     samples : int, default 1
         S, trajectories of the noise.
-    dtype : {'float32', 'bfloat16'}
-        Of the operands of the decoder's product.
+    dtype : {'float32', 'bfloat16'}, default 'float32'
+        Type of the operands of the decoder's product.
 
     Inputs:
         - **inputs**: (T, B) token ids, time first.
-        - **targets**: (T, B) the words to predict.
+        - **targets**: (T, B) ids of the words to predict.
         - **states**: list as `begin_state(B)` returns it, S * B rows, trajectory after trajectory.
 
     Outputs:
-        - **loss**: (B,), the negative of L for each sequence.
+        - **loss**: (B,), -L of each sequence, in nats.
         - **log_p**: (T, S, B), log p of each target on each trajectory, for the estimators below.
         - **next states**: list like `states`.
     """
@@ -52,11 +54,13 @@ class AveragedLikelihood(HybridBlock):
         self._samples = samples
         self._dtype = dtype
 
-    def begin_state(self, batch_size: int, ctx: Any = None) -> List[Any]:
-        """States for `batch_size` sequences, S trajectories each."""
+    def begin_state(self, batch_size: int, ctx: Optional[mx.Context] = None) -> List[mx.nd.NDArray]:
+        """Return the model's states for `batch_size` sequences with S trajectories each: S * `batch_size` rows."""
         return self.model.begin_state(self._samples * batch_size, ctx)
 
-    def hybrid_forward(self, F: Any, inputs: Any, targets: Any, states: List[Any]) -> Tuple[Any, Any, List[Any]]:
+    def hybrid_forward(
+        self, F: ModuleType, inputs: Tensor, targets: Tensor, states: List[Tensor]
+    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
         if self._samples > 1:
             inputs = F.tile(inputs, reps=(1, self._samples))
             targets = F.tile(targets, reps=(1, self._samples))
@@ -69,17 +73,17 @@ class AveragedLikelihood(HybridBlock):
     def backward(
         self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray, states: List[mx.nd.NDArray]
     ) -> Tuple[float, List[mx.nd.NDArray]]:
-        """Set the gradient of each parameter to that of the loss, summed over the batch.
+        """Set each parameter's gradient to that of the loss, summed over the batch.
 
         Parameters
         ----------
         inputs, targets, states
-            As of a call.
+            As in a call.
 
         Returns
         -------
-        (float, list of NDArray)
-            The summed loss, and the next states.
+        (loss, states)
+            The loss summed over the batch, in nats; and the next states.
         """
         with autograd.record():
             loss, _, states = self(inputs, targets, states)
@@ -90,14 +94,14 @@ class AveragedLikelihood(HybridBlock):
 class FusedLikelihood(AveragedLikelihood):
     r"""`AveragedLikelihood` of a model on a CPU, with a faster `backward`.
 
-    With p the softmax of the logits and S trajectories, what goes back into the network is
+    With p the softmax of the logits and S trajectories, the gradient that enters the network is
 
     .. math:: \frac{\partial (-L)}{\partial logit_{tsj}} = \frac{1}{S} (p_{tsj} - [j = x_t])
 
     Parameters
     ----------
     model, length, samples, dtype
-        As of `AveragedLikelihood`. With bfloat16 the decoder's bias is added in float32.
+        As in `AveragedLikelihood`. With bfloat16, the decoder's bias is added in float32.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class FusedLikelihood(AveragedLikelihood):
 
 
 class _DecoderProducts(HybridBlock):
-    """(inputs, states) -> (the logits before the bias is added, (T * S * B, V) in `dtype`; the bias; next states)."""
+    """(inputs, states) -> (logits without the bias, (T * S * B, V) in `dtype`; the bias (V,); next states)."""
 
     def __init__(self, model: LanguageModel, length: int, dtype: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -126,30 +130,51 @@ class _DecoderProducts(HybridBlock):
         self._length = length
         self._dtype = dtype
 
-    def hybrid_forward(self, F: Any, inputs: Any, states: List[Any]) -> Tuple[Any, Any, List[Any]]:
+    def hybrid_forward(
+        self, F: ModuleType, inputs: Tensor, states: List[Tensor]
+    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
         (hidden, weight, bias), states = self.model.decoder_operands(self._length, inputs, states, self._dtype)
         size = self.model.vocabulary_size
         return F.FullyConnected(hidden, weight, no_bias=True, num_hidden=size), F.identity(bias), states
 
 
 def bound(log_p: np.ndarray) -> np.ndarray:
-    """Average of log p over the trajectories: (T, S, B) -> (T, B), whose expectation is eq. 1."""
+    """Return the average of log p over trajectories, (1/S) sum_s log p_s, whose expectation is the paper's eq. 1.
+
+    Parameters
+    ----------
+    log_p : array (T, S, B)
+        Log p of each target on each trajectory, in nats.
+
+    Returns
+    -------
+    array (T, B)
+    """
     return log_p.mean(axis=1)
 
 
 def averaged(log_p: np.ndarray) -> np.ndarray:
-    """Log of the average of p over the trajectories: (T, S, B) -> (T, B), the paper's averaging at test time.
+    """Return the log of the average of p over trajectories, log (1/S) sum_s p_s: the paper's averaging at test time.
 
     By Jensen's inequality it is never below `bound`. Its expectation is below the log of the expected p by about
-    V / (2 S), with V the variance of p over the trajectories relative to its squared mean: methods whose predictions
-    vary more look worse at the same S. `jackknife` removes that bias.
+    V / (2 S), where V is the variance of p over trajectories divided by its squared mean. So at the same S, methods
+    whose predictions vary more look worse; `jackknife` removes that bias.
+
+    Parameters
+    ----------
+    log_p : array (T, S, B)
+        Log p of each target on each trajectory, in nats.
+
+    Returns
+    -------
+    array (T, B)
     """
     highest = log_p.max(axis=1)
     return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
 
 
 def leave_one_out(log_p: np.ndarray) -> np.ndarray:
-    """`averaged` without each trajectory in turn: (T, S, B), S > 1 -> (S, T, B)."""
+    """Return `averaged` without each trajectory in turn: log p (T, S, B), S > 1 -> (S, T, B)."""
     return np.stack([averaged(np.delete(log_p, s, axis=1)) for s in range(log_p.shape[1])])
 
 
@@ -164,12 +189,12 @@ def jackknife(total: float, without: np.ndarray) -> Tuple[float, float]:
     total : float
         A, the statistic of all trajectories.
     without : array (S,)
-        The statistic without each of them.
+        A_{-s}, the statistic without each trajectory in turn.
 
     Returns
     -------
-    (float, float)
-        The limit, whose bias is of order 1 / S^2 where that of A is of order 1 / S, and its standard error.
+    (limit, error)
+        The limit, whose bias is of order 1 / S^2 where A's is of order 1 / S; and its standard error.
     """
     count, mean = len(without), without.mean()
     with np.errstate(invalid="ignore"):  # NaN where a trajectory's probability underflows
@@ -178,25 +203,42 @@ def jackknife(total: float, without: np.ndarray) -> Tuple[float, float]:
 
 
 def approximate_limit(bound: float, averaged: float, samples: int) -> float:
-    r"""Estimate the perplexity `averaged` at infinitely many trajectories from its value at S and that of `bound`.
+    r"""Estimate the perplexity `averaged` for S to infinity from `bound` and `averaged` at one S.
 
     .. math:: \ln A_\infty = \ln A_S - \ln(B / A_S) / (S - 1)
 
-    It is exact where p varies little over the trajectories; on the models of this project it is within 0.25 % of the
-    limit. For records that were written before `jackknife` was.
+    It serves records that were written before `jackknife` existed. The formula is exact where p varies little over
+    trajectories; on the models of this project it is within 0.25 % of the limit.
 
     Parameters
     ----------
     bound, averaged : float
-        Perplexities.
+        B and A_S, perplexities per word.
     samples : int
-        S. From 1, or from an infinite bound, nothing can be extrapolated: `averaged` is returned.
+        S.
+
+    Returns
+    -------
+    float
+        A_infinity; `averaged` itself if S is 1 (e.g. for a deterministic model) or `bound` is infinite.
     """
     return averaged * (averaged / bound) ** (1 / (samples - 1)) if samples > 1 and bound < math.inf else averaged
 
 
 def perplexity(log_p_total: float, tokens: int) -> float:
-    """exp(-total log p / tokens); infinity where that overflows."""
+    """Return the perplexity per token, exp(-log_p_total / tokens), or infinity if that overflows.
+
+    Parameters
+    ----------
+    log_p_total : float
+        Sum of log p over all tokens, in nats.
+    tokens : int
+        Number of tokens.
+
+    Returns
+    -------
+    float
+    """
     try:
         return math.exp(-log_p_total / tokens)
     except OverflowError:

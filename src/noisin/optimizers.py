@@ -1,13 +1,13 @@
 """Adam, SGD and the clipping trainer.
 
-On a CPU the updates are compiled code: bit for bit MXNet's, which take several times as long.
+On a CPU, compiled code does the updates: bit for bit as MXNet does them, in a fraction of the time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any, Dict, Type
+from typing import Any, Dict, Optional, Sequence, Type
 
 import mxnet as mx
 import numpy as np
@@ -17,15 +17,18 @@ from noisin.native.compiled import ARRAY, NUMBER, Operator, function
 
 
 class Adam(mx.optimizer.Adam):
-    r"""MXNet's Adam (Kingma and Ba, 2015), with its parameters and its states.
+    r"""MXNet's Adam (Kingma and Ba, 2015), with the same parameters and states.
 
     .. math::
         g \leftarrow c\, g + \lambda w, \quad m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
         v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
         w \leftarrow w - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
+
+    Here c is `rescale_grad`, lambda the weight decay and eta the learning rate.
     """
 
-    def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: Any) -> None:
+    def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: Sequence[mx.nd.NDArray]) -> None:
+        """Update a weight in place from its gradient and its state (mean, variance), all of one shape."""
         if not _in_memory(self, weight, grad):
             super().update(index, weight, grad, state)
             return
@@ -46,17 +49,22 @@ class Adam(mx.optimizer.Adam):
 
 
 class SGD(mx.optimizer.SGD):
-    r"""MXNet's stochastic gradient descent, with its parameters.
+    r"""MXNet's stochastic gradient descent, with the same parameters.
 
     .. math:: w \leftarrow w - \eta (c\, g + \lambda w)
+
+    Here c is `rescale_grad`, lambda the weight decay and eta the learning rate.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.aggregate_num = 0  # one weight at a time
 
-    # What a trainer calls: MXNet's does not go through `update`, as Adam's does.
-    def update_multi_precision(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: Any) -> None:
+    # A trainer calls this method. Adam's calls `update`; MXNet's SGD does not.
+    def update_multi_precision(
+        self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: Optional[mx.nd.NDArray]
+    ) -> None:
+        """Update a weight in place from its gradient and, with momentum, its state, all of one shape."""
         if self.momentum or not _in_memory(self, weight, grad):
             super().update_multi_precision(index, weight, grad, state)
             return
@@ -75,36 +83,45 @@ OPTIMIZERS: Dict[str, Type[mx.optimizer.Optimizer]] = {"adam": Adam, "sgd": SGD}
 
 
 class Diverged(Exception):
-    """The loss or its gradient stopped being a finite, sensible number."""
+    """Training diverged: e.g. the loss or its gradient is not finite."""
 
 
 class ClippingTrainer(gluon.Trainer):
-    r"""A Gluon trainer that clips the gradient's global norm, and refuses one that is not finite.
+    r"""A Gluon trainer that clips the gradient's global norm and refuses a norm that is not finite.
 
     .. math:: g \leftarrow g \min(1, c / \|g\|)
 
-    The factor goes into the optimizer's own rescaling, which costs nothing, where `gluon.utils.clip_global_norm` passes
-    over all gradients once more. The norm is read before the update, so that weights stay finite.
+    The factor goes into the optimizer's own rescaling, which costs nothing; `gluon.utils.clip_global_norm` would pass
+    over all gradients once more. The norm is checked before the update, so that weights stay finite.
 
     Parameters
     ----------
-    params
-        As in `gluon.Trainer`.
+    params : ParameterDict
+        On one context.
     optimizer : mxnet.optimizer.Optimizer
     clip : float
-        c, the largest norm of the gradient after its division by the batch size (paper: 5).
-
-    Raises
-    ------
-    Diverged
-        By `step`, if the norm is not finite; the weights are then what they were before.
+        c, largest norm of the gradient divided by the batch size (paper: 5).
     """
 
-    def __init__(self, params: Any, optimizer: mx.optimizer.Optimizer, clip: float) -> None:
+    def __init__(self, params: gluon.ParameterDict, optimizer: mx.optimizer.Optimizer, clip: float) -> None:
         super().__init__(params, optimizer, kvstore=None)
         self._clip = clip
 
     def step(self, batch_size: int, ignore_stale_grad: bool = False) -> None:
+        """Update all parameters from their gradients, which are divided by `batch_size` and clipped.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of sequences that the loss is summed over.
+        ignore_stale_grad : bool, default False
+            As in `gluon.Trainer`.
+
+        Raises
+        ------
+        Diverged
+            If the norm is not finite; the weights are then unchanged.
+        """
         norm = self._global_norm() / batch_size
         if not norm < math.inf:  # also catches NaN
             raise Diverged(f"the gradient's norm is {norm}")
@@ -113,14 +130,14 @@ class ClippingTrainer(gluon.Trainer):
     def _global_norm(self) -> float:
         flat = [p.list_grad()[0].reshape(-1) for p in self._params if p.grad_req != "null"]
         squares = mx.nd.concat(*[mx.nd.dot(gradient, gradient) for gradient in flat], dim=0)
-        norm = math.sqrt(sum(map(float, squares.asnumpy())))  # one look at the device, whatever the parameters
-        if norm == math.inf:  # float32 cannot hold the squares; perhaps float64 can
+        norm = math.sqrt(sum(map(float, squares.asnumpy())))  # one transfer for all parameters
+        if norm == math.inf:  # float32 cannot hold the squares, but float64 may
             norm = math.hypot(*(np.linalg.norm(gradient.asnumpy().astype(np.float64)) for gradient in flat))
         return norm
 
 
 def _in_memory(optimizer: mx.optimizer.Optimizer, *arrays: mx.nd.NDArray) -> bool:
-    """Whether the compiled code can do this update: dense float32 arrays on a CPU, no clipping of single elements."""
+    """Return whether compiled code can do this update: dense float32 arrays on a CPU, no clipping of elements."""
     return optimizer.clip_gradient is None and all(
         array.context.device_type == "cpu" and array.dtype == np.float32 and array.stype == "default"
         for array in arrays

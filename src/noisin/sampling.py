@@ -1,8 +1,8 @@
-"""Text from a trained model, word by word."""
+"""Sampling of text from a trained model, word by word."""
 
 from __future__ import annotations
 
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -16,27 +16,32 @@ def sample_words(
     prompt: Sequence[int],
     seed: int = 0,
     temperature: float = 1.0,
-    device: mx.Context = None,
+    device: Optional[mx.Context] = None,
     excluded: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yield token ids drawn from p(x_t | x_{<t})^(1 / temperature), with the noise off, without end.
+    """Yield token ids without end, drawn from p(x_t | x_{<t})^(1 / temperature) with the noise off.
 
     Parameters
     ----------
     model : LanguageModel
     prompt : sequence of int
-        Ids to begin after; at least one (`<eos>` begins a sentence).
+        At least one token id, which the text continues (`<eos>` begins a sentence).
     seed : int, default 0
+        Random seed.
     temperature : float, default 1
-        Below 1 the likely words become likelier; 0 takes the likeliest.
-    device : mxnet.Context, optional
-    excluded : sequence of int, optional
+        Values below 1 favour likely words; 0 always takes the likeliest.
+    device : mxnet.Context, default mxnet.cpu()
+    excluded : sequence of int, default ()
         Ids that are never drawn, e.g. that of `<unk>`.
+
+    Yields
+    ------
+    int
 
     Raises
     ------
     ValueError
-        For an empty prompt or a temperature that is negative or not finite.
+        For an empty prompt, or a temperature that is negative or not finite.
     """
     if not len(prompt):
         raise ValueError("the prompt is empty: give at least one token")
@@ -66,6 +71,6 @@ def _step(
 def _draw(logits: np.ndarray, temperature: float, random: np.random.RandomState) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # minus infinity at a temperature of nearly 0: such a word is never drawn
+    with np.errstate(over="ignore"):  # minus infinity at a temperature near 0: such a word is never drawn
         weights = np.exp((logits - logits.max()) / temperature)
     return int(random.choice(len(weights), p=weights / weights.sum()))

@@ -1,4 +1,4 @@
-"""Tables as Markdown, aligned for reading as text too."""
+"""Markdown tables whose columns are also aligned as plain text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""noisin's compiled parts, as Python sees them: their functions, MXNet's engine to run them, MXNet's memory."""
+"""Access to noisin's compiled parts: their functions, MXNet's engine that runs them, and MXNet's memory."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -14,14 +14,26 @@ from noisin.system.startup import compiled_part
 ARRAY, NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
-def function(part: str, name: str, arguments: Sequence[Any] = (ARRAY, ARRAY)) -> Any:
-    """The function `name` of the library `part`; ctypes gives up Python's lock while it runs.
+def function(part: str, name: str, arguments: Sequence[type] = (ARRAY, ARRAY)) -> Callable[..., None]:
+    """Load a C function; ctypes releases Python's global lock while it runs.
 
     Parameters
     ----------
-    part, name : str
-    arguments : sequence of ctypes types, default those of an operator of the engine
-        Of what it takes; it returns nothing.
+    part : str
+        The library, e.g. '_normals'.
+    name : str
+        The function, which returns nothing.
+    arguments : sequence of ctypes types, default those of an operator of MXNet's engine
+        Types of its arguments.
+
+    Returns
+    -------
+    ctypes function
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed.
     """
     found = getattr(ctypes.CDLL(compiled_part(part)), name)
     found.argtypes, found.restype = arguments, None
@@ -29,26 +41,26 @@ def function(part: str, name: str, arguments: Sequence[Any] = (ARRAY, ARRAY)) ->
 
 
 class Operator(ctypes.Structure):
-    """An operator of ours for MXNet's engine: a subclass has the C file's `_fields_`, and as `run` its function."""
+    """An operator for MXNet's engine; a subclass defines `_fields_`, as in the C file, and `run`, its C function."""
 
-    run: Any
+    run: Callable[..., None]
 
     @classmethod
     def push(cls, reads: Mapping[str, mx.nd.NDArray], writes: Mapping[str, mx.nd.NDArray], **numbers: float) -> None:
-        """Have it run by the engine, in its turn: after what the arrays wait for, before what waits for them.
+        """Queue the operator in MXNet's engine, which orders it among the other operators on the same arrays.
 
-        The engine's threads wait awake for the next operator: threads of ours would have to share the cores with them.
+        MXNet's engine threads busy-wait, so a second thread pool would compete with them for cores.
 
         Parameters
         ----------
-        reads, writes : mapping of field to NDArray
-            On a CPU, each in one field only.
+        reads, writes : mapping of str to NDArray
+            Arrays by field; on a CPU, each in one field only.
         **numbers
             The other fields.
         """
         fields = {**{name: address(array) for name, array in (*reads.items(), *writes.items())}, **numbers}
         assert set(fields) == {field[0] for field in cls._fields_}
-        copy = _LIBC.malloc(ctypes.sizeof(cls))  # which the engine frees
+        copy = _LIBC.malloc(ctypes.sizeof(cls))  # the engine frees it
         ctypes.memmove(copy, ctypes.byref(cls(**fields)), ctypes.sizeof(cls))
         handles = [(ctypes.c_void_p * len(part))(*(a.handle for a in part.values())) for part in (reads, writes)]
         check_call(
@@ -66,7 +78,7 @@ _CPU = (ctypes.c_int32 * 2)(mx.cpu().device_typeid, 0)  # MXNet's Context
 
 
 def address(array: mx.nd.NDArray) -> int:
-    """Where the array's memory is, once it is computed: until then MXNet may not have given it any."""
+    """Wait until the array is computed and return its memory's address; earlier, it may have no memory."""
     array.wait_to_read()
     pointer = ctypes.c_void_p()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
@@ -74,12 +86,17 @@ def address(array: mx.nd.NDArray) -> int:
 
 
 def memory(array: mx.nd.NDArray) -> np.ndarray:
-    """The array's own memory, once it is computed, for as long as the array lives; `asnumpy` would copy it.
+    """Wait until the array is computed and return a view of its memory; `asnumpy` would copy it.
 
     Parameters
     ----------
     array : NDArray
-        float32, or bfloat16, which NumPy sees as uint16; on a CPU.
+        float32 or bfloat16, on a CPU. It must outlive the view.
+
+    Returns
+    -------
+    array
+        Of the same shape; float32, or uint16 for bfloat16.
     """
     kind = ctypes.c_float if array.dtype == np.float32 else ctypes.c_uint16
     return np.ctypeslib.as_array(ctypes.cast(address(array), ctypes.POINTER(kind)), shape=array.shape)

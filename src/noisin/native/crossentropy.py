@@ -1,7 +1,7 @@
 """Softmax, cross-entropy and their gradient in one pass, on a CPU.
 
-The logits are the largest array of a training step, and MXNet's operators pass over them again and again: forward and
-backward through softmax, choice of the target and bias, and through two conversions with bfloat16.
+The logits are the largest array of a training step. MXNet's operators pass over them many times: forward and backward
+through softmax, choice of the target and bias, and with bfloat16 also through two conversions.
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ from noisin.system.threads import threads
 def cross_entropy(
     product: mx.nd.NDArray, bias: mx.nd.NDArray, targets: mx.nd.NDArray, weight: float = 1.0
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    r"""Log p of each target under softmax(product + bias), and in place of `product` the gradient of -weight * log p.
+    r"""Return log p of each target x_n, and write the gradient of -weight * log p in place of `product`.
+
+    .. math::
+        p_n = softmax(product_n + bias), \quad
+        \frac{\partial (-w \sum_n \log p_n(x_n))}{\partial product_{nj}} = w (p_{nj} - [j = x_n])
 
     Parameters
     ----------
     product : NDArray (N, V), float32 or bfloat16
-        Is overwritten.
+        Logits without the bias; overwritten by their gradient.
     bias : NDArray (V,), float32
     targets : NDArray (N,)
-        From 0 to below V.
+        Token ids x_n, from 0 to V - 1.
     weight : float, default 1
+        w.
 
     Returns
     -------
-    (log p (N,), the gradient of the bias (V,))
-        A row with a logit of NaN or +infinity has a gradient of NaN.
+    (log_p, bias_gradient)
+        log p_n(x_n) (N,) in nats, and the gradient of the bias (V,), both float32. A row with a logit of NaN or
+        +infinity has a gradient of NaN.
 
     Raises
     ------
@@ -49,7 +55,7 @@ def cross_entropy(
             f"{product.dtype} logits and a bias of {bias.dtype}: float32 (or bfloat16) and float32 expected"
         )
     ids = targets.asnumpy()
-    if not (ids.min() >= 0 and ids.max() < size):  # nor NaN
+    if not (ids.min() >= 0 and ids.max() < size):  # also refuses NaN
         raise ValueError(f"a target is not from 0 to {size - 1}")
     targets, parts = mx.nd.array(ids, dtype=np.int32), threads()
     log_p, bias_gradient, scratch = (mx.nd.empty(shape) for shape in ((rows,), (size,), (2 * parts, size)))

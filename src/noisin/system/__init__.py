@@ -1,1 +1,1 @@
-"""What noisin needs of the system: MXNet imported on any NumPy, threads, memory, CUDA."""
+"""Access to the system: the import of MXNet on any NumPy, threads, memory, devices, files and processes."""

@@ -6,7 +6,7 @@ import ctypes
 import os
 from importlib import metadata
 
-# In the order in which they need one another; pinned in requirements-gpu.txt.
+# In the order of their dependencies; requirements-gpu.txt pins them.
 _CUDA_PACKAGES = (
     "cuda-runtime",
     "nvtx",
@@ -22,10 +22,14 @@ _CUDA_PACKAGES = (
 
 
 def load_cuda_libraries() -> None:
-    """Load the CUDA libraries that a GPU build of MXNet was linked with, where pip has put them.
+    """Load the CUDA libraries of MXNet's GPU build from where pip installs them; with the CPU build, do nothing.
 
-    The dynamic linker does not look into site-packages. Does nothing for the CPU build; raises ImportError where a
-    library is missing or does not load.
+    The dynamic linker does not search site-packages.
+
+    Raises
+    ------
+    ImportError
+        If NVIDIA's driver or a library is missing or does not load.
     """
     try:
         metadata.version("mxnet-cu117")

@@ -1,4 +1,4 @@
-"""Where to compute: the CPU, or a GPU that MXNet can really use; and what the CPU cannot."""
+"""The device to compute on: the CPU, or a GPU that MXNet can really use; and whether the CPU has bfloat16."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import mxnet as mx
 
 from noisin.system.errors import UserError
 
-# What oneDNN, by which MXNet multiplies matrices on a CPU, asks of a processor for bfloat16; to be faster than float32
-# it takes AVX512_BF16 or AMX besides.
+# oneDNN, which multiplies MXNet's matrices on a CPU, needs these for bfloat16. To be faster than float32, bfloat16 also
+# needs AVX512_BF16 or AMX.
 _BFLOAT16_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
@@ -22,6 +22,10 @@ def find_device(name: str = "auto") -> mx.Context:
     ----------
     name : str, default 'auto'
         `cpu`, `gpu`, `gpu:N`, or `auto`: the first GPU if it is usable, else the CPU.
+
+    Returns
+    -------
+    mxnet.Context
 
     Raises
     ------
@@ -43,7 +47,18 @@ def find_device(name: str = "auto") -> mx.Context:
 
 
 def check_dtype(dtype: str, device: mx.Context) -> None:
-    """Raise UserError where MXNet has no matrix product with operands of this dtype: bfloat16 without AVX-512."""
+    """Refuse a type that MXNet cannot multiply matrices in.
+
+    Parameters
+    ----------
+    dtype : {'float32', 'bfloat16'}
+    device : mxnet.Context
+
+    Raises
+    ------
+    UserError
+        For bfloat16 on a CPU without AVX-512.
+    """
     if dtype == "bfloat16" and device.device_type == "cpu" and not _BFLOAT16_NEEDS <= processor_features():
         raise UserError(
             "dtype is 'bfloat16', which MXNet multiplies only on a processor with AVX-512, and this one has none: "
@@ -52,7 +67,7 @@ def check_dtype(dtype: str, device: mx.Context) -> None:
 
 
 def processor_features() -> Set[str]:
-    """What this processor can do, in the words of Linux, as avx512_bf16; nothing where that is not said."""
+    """Return the processor's features by Linux's names, e.g. 'avx512_bf16'; empty where /proc/cpuinfo has none."""
     try:
         found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -61,19 +76,19 @@ def processor_features() -> Set[str]:
 
 
 def device_name(device: mx.Context) -> str:
-    """What `find_device` takes for this device: cpu, or gpu:N."""
+    """Return the name by which `find_device` finds this device: cpu, or gpu:N."""
     return "cpu" if device.device_type == "cpu" else f"{device.device_type}:{device.device_id}"
 
 
 def _why_unusable(index: int) -> str:
-    """What keeps GPU `index` from being used, or nothing."""
+    """Return why GPU `index` cannot be used, or ''."""
     if not mx.runtime.Features().is_enabled("CUDA"):
         return "this MXNet was built for the CPU only (requirements-gpu.txt says how to get the other)"
     try:
         count = mx.context.num_gpus()
         if index >= count:
             return f"MXNet sees {count} GPUs (`nvidia-smi` lists what the driver sees)"
-        # The wheels hold code for compute capability 5.0 to 8.9; on another the first kernel fails, not the import.
+        # The wheels have code for compute capability 5.0 to 8.9; on another GPU, only the first kernel fails.
         mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
     except mx.MXNetError as error:
         reason = next((line for line in str(error).splitlines() if "rror" in line), "unknown reason").strip()

@@ -1,25 +1,24 @@
-"""The one exception that stands for a mistake of the user's rather than of the program's."""
+"""The exception for a user's mistake, and the escaping of text in messages."""
 
 from __future__ import annotations
 
 import re
 import reprlib
-from typing import Any
 
-_LONGEST = 2000  # characters of a message; a whole file must not come with it
+_LONGEST = 2000  # characters of a message, which must not quote a whole file
 
 
 class UserError(Exception):
-    """A mistake of the user's: a missing file, a bad value, no network.
+    """A user's mistake, e.g. a missing file, an invalid value, no network.
 
-    The message is one line that names the culprit, what was expected and what to do. The command line prints it on
-    standard error without a traceback and exits with status 2.
+    The message is one line that says what is wrong, where, and what to do. The command line prints it on standard error
+    without a traceback and exits with status 2.
 
     Parameters
     ----------
     message : str
-        May quote a file or its name: what is not printable (a new line, a command to the terminal) is escaped, and the
-        middle of a long one left out.
+        It may quote a file or its name: unprintable characters (e.g. a new line, a terminal command) are escaped, and
+        the middle of a message of more than 2,000 characters is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,17 +30,17 @@ def _shortened(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with what is not printable, as a new line or a command to the terminal, written as Python does."""
+    """Return the text with all unprintable characters, e.g. new lines and terminal commands, escaped as in Python."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def harmless(text: str) -> str:
-    """The text with control characters alone, which may be commands to the terminal, written as Python does."""
+    """Return the text with control characters, which may be terminal commands, escaped as in Python."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], text)
 
 
-def quoted(value: Any) -> str:
-    """A value from a file as a message shows it: as Python writes it, but never long or deep."""
+def quoted(value: object) -> str:
+    """Return a value's Python representation for a message, shortened where it is long or deep."""
     return _SHORT.repr(value)
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is lost and every failure is one clear line."""
+"""Reading, writing and locking files, so that nothing is lost and every failure is one clear line."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Tuple, Union
+from typing import IO, Any, Callable, Dict, List, NoReturn, Tuple, Union
 
 from noisin.system.errors import UserError, printable
 
-# Bytes.
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-MAX_FILE = MEMORY // 2  # what is read whole must leave room for what is made of it
-# Read, it may take some 25 times as much (a list of empty lists). The state of 10,000 epochs of 64 noisy layers, the
-# most there are, has about 18 MB.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+MAX_FILE = MEMORY // 2  # bytes; a file that is read whole must leave room for what is made of it
+# Bytes. Parsed JSON may take some 25 times as much (a list of empty lists). The largest state, of 10,000 epochs of 64
+# noisy layers, has about 18 MB.
 MAX_JSON = 32 * 2**20
 BRIEF = 3.0  # seconds to wait for another process that may be about to end
-_LONGEST_NUMBER = 40  # digits and signs; what JSON is written with has 24 at the most
+_LONGEST_NUMBER = 40  # characters of a number; those that we write have at most 24
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens meanwhile, and stays once this returns.
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically and durably: it is there whole or not at all, and stays through a power failure.
 
     Parameters
     ----------
     path : Path
-        Its folder is made if it is not there.
-    write : callable
-        Fills the file whose path it is given: a temporary one beside `path`, flushed and renamed when it is whole.
+        Its folder is made if it is missing.
+    write : function (Path)
+        Writes a temporary file beside `path`, which is then flushed to disk and renamed.
 
     Raises
     ------
     OSError
-        If that fails; then `path` is as it was and nothing is left beside it.
+        If that fails; `path` is then unchanged, and the temporary file is gone.
     """
     _make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -56,7 +55,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    """Make a folder, with those above it, so that a power failure does not undo it."""
+    """Make a folder and those above it so that a power failure does not undo it."""
     if not path.is_dir():
         _make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -64,7 +63,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flush what a folder says is in it: without that, a power failure can undo a rename."""
+    """Flush a folder's entries: otherwise a power failure can undo a rename."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -75,8 +74,8 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """As `write_whole`, with a UserError that names the file where it cannot be written."""
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically, as `write_whole`, but raise a UserError that names a file that cannot be written."""
     try:
         write_whole(path, write)
     except OSError as error:
@@ -84,31 +83,48 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename; a value that JSON cannot hold (NaN) is an error of ours."""
+    """Write JSON atomically.
+
+    Parameters
+    ----------
+    path : Path
+    content : JSON value
+
+    Raises
+    ------
+    UserError
+        If the file cannot be written.
+    ValueError
+        For a number that JSON cannot hold: NaN or infinity.
+    """
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: Union[bytes, memoryview]) -> None:
-    """Write these bytes as `write_whole` does."""
+    """Write bytes atomically, as `write_whole`."""
     write_whole(path, lambda aside: aside.write_bytes(content))
 
 
 def read_regular(path: Path, expected: str, most: int = MAX_FILE) -> bytes:
-    """Return the contents of a regular file, without ever waiting for a pipe or reading a device without end.
+    """Return the content of a regular file; never wait for a pipe or read an endless device.
 
     Parameters
     ----------
     path : Path
     expected : str
-        What should be there, for the message.
+        What the file should be, for messages.
     most : int, default half of this machine's memory
-        The largest size, in bytes.
+        Largest size in bytes.
+
+    Returns
+    -------
+    bytes
 
     Raises
     ------
     UserError
-        That says what is there instead.
+        If there is no regular file, or it is too large or cannot be read.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
@@ -135,12 +151,12 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def read_json(path: Path) -> Dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from a file of at most 32 MiB.
 
     Raises
     ------
     UserError
-        If it cannot be read, or is not an object as `parse_json` takes it.
+        If the file cannot be read, or `parse_json` refuses it, or it is not an object.
     """
     try:
         content = parse_json(read_regular(path, "a JSON object", MAX_JSON))
@@ -152,20 +168,29 @@ def read_json(path: Path) -> Dict[str, Any]:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, and nothing beyond it or that another reader could take for something else.
+    """Parse strict JSON, which every reader understands in the same way.
+
+    Parameters
+    ----------
+    content : bytes
+        UTF-8.
+
+    Returns
+    -------
+    JSON value
 
     Raises
     ------
     ValueError
-        For anything but UTF-8, a key that is there twice, NaN and Infinity, a number that is too large for a float or
-        has more digits than any that was computed, half of a surrogate pair, or nesting without end.
+        For anything but JSON in UTF-8, and for a repeated key, NaN, Infinity, a number that a float cannot hold or of
+        more than 40 characters, half of a surrogate pair, or too deep nesting.
     """
     try:
         text = content.decode("utf-8")
         value = json.loads(
             text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_refuse
         )
-        if "\\u" in text:  # the only way to write a character that no file can hold
+        if "\\u" in text:  # only an escape can be half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except RecursionError:
@@ -188,52 +213,58 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _refuse(text[:_LONGEST_NUMBER])
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number to compute with")
 
 
 def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
-    """Make a folder and lock it, and remove what a killed process left half-written in it.
+    """Make and lock a folder, and remove temporary files that a killed process left in it.
 
     Parameters
     ----------
     path : Path
     patience : float, default 3
-        Seconds to wait for another process.
+        Seconds to wait for another process that holds the lock.
 
     Returns
     -------
     file
-        The lock, as `open_lock` returns it.
+        The lock, as from `open_lock`.
 
     Raises
     ------
     OSError
         If the folder cannot be made or written.
     UserError
-        If another process still holds it then, saying which.
+        If another process still holds the lock, naming it.
     """
     _make_folder(path)
     lock = open_lock(path / "lock", patience)
-    for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # as `write_whole` names them: nobody else's
+    for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # only the names that `write_whole` gives
         torn.unlink(missing_ok=True)
     return lock
 
 
 def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
-    """Lock the file `path` and return it: closing it unlocks it, and so does the end of the process, however it ends.
+    """Open and lock a file.
 
     Parameters
     ----------
     path : Path
     patience : float, default 3
-        Seconds to wait for another process, which may be about to end. Who waits longer than the default is told for
-        whom, on standard error.
+        Seconds to wait for another process that holds the lock. After 3 s, a message on standard error names it.
+
+    Returns
+    -------
+    file
+        It is unlocked when it is closed, or when the process ends in any way.
 
     Raises
     ------
+    OSError
+        If the file cannot be opened or written.
     UserError
-        If another process still has it locked then, saying which.
+        If another process still holds the lock, naming it.
     """
     file = open(path, "a+", encoding="utf-8", errors="replace", opener=_open_itself)
     begun, told = time.monotonic(), False
@@ -257,7 +288,7 @@ def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process has locked the file `path`."""
+    """Return whether any process has locked the file `path`."""
     if not path.exists():
         return False
     with open(path, "rb", opener=_open_itself) as file:
@@ -265,22 +296,22 @@ def is_locked(path: Path) -> bool:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who has this file locked, as it says itself."""
+    """Return the name of the process that has locked this file, as it wrote it there."""
     file.seek(0)
     return file.read(200).strip() or "another process"
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """Open a lock and not what it links to, which would be overwritten; a pipe is not waited for."""
+    """Open a lock without following a link, whose target would be overwritten, and without waiting for a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _lock(file: IO[Any]) -> bool:
-    """Lock an open file; False if another process has."""
+    """Lock an open file; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: go on without
+        pass  # a file system without locks
     return True

@@ -1,7 +1,7 @@
-"""Let MXNet 1.9.1 be imported on today's NumPy and Python, which lack some names that it looks up.
+"""Import of MXNet 1.9.1 on today's NumPy and Python, which lack some names that MXNet looks up.
 
-Only `numpy.bool` is read again after the import. So stand-ins take the places of all names for just as long as MXNet
-loads; nothing inside the packages is changed.
+Stand-ins replace the missing names only while MXNet loads, except `numpy.bool`, which MXNet also reads later. Nothing
+inside the packages is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Callable, Dict, Iterator, Optional
 
 VERSION = "1.9.1"
-# Without dependencies: MXNet's metadata refuse NumPy 2, with which it works.
+# Without dependencies: MXNet works with NumPy 2, but its metadata refuse it.
 INSTALL = f"python -m pip install --no-deps mxnet=={VERSION}"
 
 _VALUES = {"PZERO": 0.0, "NZERO": -0.0, "NINF": -float("inf"), "bool": bool}
@@ -33,7 +33,7 @@ def _gone(*_: Any, **__: Any) -> None:
 
 @functools.total_ordering
 class _Version:
-    """What MXNet uses of distutils.version: versions that can be compared."""
+    """A comparable version: all that MXNet uses of distutils.version."""
 
     def __init__(self, text: str) -> None:
         self.version = [int(number) for number in re.findall(r"\d+", text)[:3]]
@@ -47,18 +47,15 @@ class _Version:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Put a stand-in where a name is missing, and take it away at the end.
-
-    `numpy.bool` stays: MXNet reads it at a call, too.
-    """
+    """Put stand-ins where names are missing, and remove them at the end, except `numpy.bool`."""
     import numpy
 
     wanted = {**_VALUES, **dict.fromkeys(_GONE, _gone)}
     wanted.update({name: getattr(numpy, today) for name, today in _RENAMED.items() if hasattr(numpy, today)})
-    # Not hasattr, which makes NumPy warn of a deprecated name.
+    # Not hasattr, with which NumPy warns of deprecated names.
     missing = {name: value for name, value in wanted.items() if name not in vars(numpy)}
     modules: Dict[str, ModuleType] = {}
-    if sys.version_info >= (3, 12) and "distutils" not in sys.modules:  # setuptools may have put its own there
+    if sys.version_info >= (3, 12) and "distutils" not in sys.modules:  # setuptools may provide its own
         modules = {name: ModuleType(name) for name in ("distutils", "distutils.version")}
         vars(modules["distutils.version"]).update(LooseVersion=_Version, StrictVersion=_Version)
     vars(numpy).update(missing)
@@ -73,7 +70,7 @@ def stand_ins() -> Iterator[None]:
 
 
 def check_installed() -> None:
-    """Raise ImportError where MXNet is missing, or is a folder that an interrupted installation has left."""
+    """Raise ImportError if MXNet is missing, or only a folder that an interrupted installation left."""
     if "mxnet" in sys.modules:
         return
     spec = PathFinder.find_spec("mxnet")
@@ -82,12 +79,12 @@ def check_installed() -> None:
 
 
 def prepare(refuse: Callable[[ImportError], None]) -> None:
-    """Have `import mxnet`, whoever says it, load MXNet among stand-ins.
+    """Make every `import mxnet` load MXNet among stand-ins.
 
     Parameters
     ----------
-    refuse : callable
-        Raises the ImportError that it gets: one line on an MXNet that does not load.
+    refuse : function (ImportError)
+        Raises the error that it gets, which says in one line why MXNet does not load.
     """
     if "mxnet" not in sys.modules:
         sys.meta_path.insert(0, _Finder(refuse))
@@ -121,7 +118,7 @@ class _Finder:
 
 
 def _reason(error: Exception) -> str:
-    """Say what keeps MXNet from being loaded, and what to do."""
+    """Return why MXNet does not load, and what to do."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mxnet"):
         return f"{text}: python -m pip install {error.name}"

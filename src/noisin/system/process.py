@@ -1,4 +1,4 @@
-"""One run as a process of its own, `noisin train`, that ends when whoever started it ends, however that may be."""
+"""A run as a process of its own, `noisin train`, that ends when the process that started it ends in any way."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from noisin.system.errors import UserError
 from noisin.system.files import read_json
 
-# Set for a process that `run` starts: the process that it must not outlive.
+# Environment variable of a process that `run` starts: the id of the process that it must not outlive.
 PARENT = "NOISIN_PARENT"
 # Exit status of a training that diverged, whose record is a result too.
 DIVERGED = 3
 # From Linux's sys/prctl.h.
 _PR_SET_PDEATHSIG = 1
-# Seconds between two looks at whether a run is still wanted, and until one that is stopped is killed.
+# Seconds between two checks whether a run is still wanted, and from the request to stop until a run is killed.
 _POLL, _PATIENCE = 0.5, 10.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a machine has to know to bring a run to its record.
+    """A run for any machine to train to its end.
 
     Parameters
     ----------
     directory : str
-        The run directory, absolute; its `options.json` says what to train. It is also where an earlier try has left its
-        checkpoint, so all machines that may get the job must see the same.
+        Absolute path of the run directory; its `options.json` has the configuration. An earlier try left its checkpoint
+        there, so all machines that may get the job must share the folder.
     folder : str
-        Where to work: relative paths, as that of a corpus, start here.
+        Working directory, where relative paths (e.g. of a corpus) start.
     device : str
-        As in `noisin.system.device.find_device`, of the machine that gets the job.
-    environment : mapping
-        Variables to set, OMP_NUM_THREADS above all.
+        Device of the machine that gets the job, as in `noisin.system.device.find_device`.
+    environment : mapping of str to str
+        Environment variables to set, especially OMP_NUM_THREADS.
     """
 
     directory: str
@@ -57,20 +57,20 @@ def run(
     Parameters
     ----------
     job : Job
-    say : callable, optional
-        Receives each line of the run. Without it the run has the terminal: its lines and progress bars are its own.
-    unwanted : callable
-        Asked now and then; once it says True, the run is stopped.
+    say : function (str), optional
+        Receives each output line of the run. By default, the run writes to the terminal itself, with progress bars.
+    unwanted : function () -> bool, default never
+        Called every 0.5 s; once it returns True, the run is stopped.
 
     Returns
     -------
     dict or None
-        The record; None if the run has failed, and said why, or was stopped.
+        The record; None if the run was stopped, or failed after an output line that says why.
 
     Raises
     ------
     OSError
-        If a line cannot be said, as where the reader of the output has gone; the run is then stopped.
+        If `say` raises it, e.g. because the reader of the output is gone; the run is then stopped.
     """
     if unwanted():
         return None
@@ -93,9 +93,9 @@ def run(
             stderr=subprocess.STDOUT if say else None,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for the one that started it, who says one line for all runs
+            start_new_session=True,  # Ctrl-C goes to the starting process, which prints one line for all runs
         )
-    except OSError as error:  # as when the environment has been removed meanwhile
+    except OSError as error:  # e.g. the environment has been removed meanwhile
         (say or print)(f"given up: cannot start {sys.executable}: {error.strerror}")
         return None
     unsaid: List[OSError] = []
@@ -104,7 +104,7 @@ def run(
     try:
         status = _wait(process, lambda: bool(unsaid) or unwanted())
     finally:
-        process.kill()  # does nothing to one that has ended
+        process.kill()  # does nothing if it has ended
         process.wait()
     relay.join()
     if unsaid:
@@ -115,7 +115,7 @@ def run(
     if status not in (0, DIVERGED):
         return None
     try:
-        return read_json(directory / "record.json")  # whoever gets it checks it
+        return read_json(directory / "record.json")  # the caller checks it
     except UserError as error:
         (say or print)(f"given up: {error}")
         return None
@@ -127,7 +127,7 @@ def _relay(
     unwanted: Callable[[], bool],
     unsaid: List[OSError],
 ) -> None:
-    """Say every line of the run; what keeps it from being said, as a pipe that nobody reads, is left in `unsaid`."""
+    """Pass each output line of the run to `say`; append an error of `say`, e.g. a broken pipe, to `unsaid`."""
     if say is None or process.stdout is None:
         return
     with process.stdout:
@@ -140,13 +140,13 @@ def _relay(
 
 
 def _wait(process: subprocess.Popen, unwanted: Callable[[], bool]) -> int:
-    """The exit status of the run, which is ended if it is no longer wanted."""
+    """Wait for the run, ending it once it is unwanted, and return its exit status."""
     while not unwanted():
         try:
             return process.wait(_POLL)
         except subprocess.TimeoutExpired:
-            pass  # still at work: ask again whether it is wanted
-    process.terminate()  # whenever it comes, the last checkpoint is whole
+            pass  # still running: check again whether it is wanted
+    process.terminate()  # at any moment, the last checkpoint is intact
     try:
         return process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
@@ -154,10 +154,25 @@ def _wait(process: subprocess.Popen, unwanted: Callable[[], bool]) -> int:
 
 
 def run_on_worker(job: Job, topic: str) -> Optional[Dict[str, Any]]:
-    """Do the same as a task of Dask, whose workers import this module, and nothing else of ours, for it.
+    """Train a run to its end, as `run`, in a task of Dask, whose workers import only this module of ours.
 
-    Each line of the run is an event of `topic`. The run stops when the scheduler has forgotten the task, because the
-    client is gone, or when the worker is being closed: then another one gets the task.
+    The run stops when the scheduler has forgotten the task, because the client is gone, or when the worker is closing.
+
+    Parameters
+    ----------
+    job : Job
+    topic : str
+        Dask topic under which each output line of the run is logged, as [directory name, line].
+
+    Returns
+    -------
+    dict or None
+        As from `run`.
+
+    Raises
+    ------
+    distributed.Reschedule
+        If the run was stopped; another worker then gets the task.
     """
     from distributed import Reschedule, get_worker
     from distributed.core import Status
@@ -177,9 +192,9 @@ def run_on_worker(job: Job, topic: str) -> Optional[Dict[str, Any]]:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process as soon as the one that started it is gone, if `run` did.
+    """Let the kernel kill this process, if `run` started it, as soon as the starting process is gone.
 
-    A worker that is killed cannot stop its run, which would go on writing beside the one that resumes it elsewhere.
+    A killed worker cannot stop its run, which would go on writing beside the process that resumes it elsewhere.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is None:

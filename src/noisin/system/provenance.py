@@ -1,4 +1,4 @@
-"""Where a result comes from: when, which code, which processor."""
+"""The provenance of a result: time, commit and processor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Optional
 
 
 def now() -> str:
-    """The time, for records: ISO 8601, in UTC."""
+    """Return the time as ISO 8601 in UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def git_revision() -> Optional[str]:
-    """The commit of this package, with '+' where its tracked files differ from it; None outside a checkout of it."""
+    """Return the package's commit, followed by '+' if tracked files differ from it; None outside a checkout of it."""
     try:
-        # Installed below another project's checkout, it is that project whose commit git would say.
+        # If the package is installed below another project's checkout, git would name that project's commit.
         _git("ls-files", "--error-unmatch", "__init__.py")
         return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
@@ -25,13 +25,13 @@ def git_revision() -> Optional[str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the folder of this package; raises SubprocessError where it fails."""
+    """Return git's output in the folder of this package; raise SubprocessError if git fails."""
     command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
 def cpu_name() -> str:
-    """The processor's model, for records."""
+    """Return the name of the processor's model."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

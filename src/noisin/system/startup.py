@@ -1,4 +1,4 @@
-"""What `import noisin` does before MXNet is imported; it imports neither MXNet nor NumPy."""
+"""The work of `import noisin`, before MXNet is imported; it imports neither MXNet nor NumPy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def check_cluster_role() -> None:
-    """Raise ImportError where `import mxnet` would turn this process into a parameter server and never return."""
+    """Raise ImportError if `import mxnet` would turn this process into a parameter server and never return."""
     role = os.environ.get("DMLC_ROLE")
     if role in ("server", "scheduler"):
         raise ImportError(
@@ -56,7 +56,22 @@ def check_limits() -> None:
 
 
 def compiled_part(name: str) -> str:
-    """Path of the library made of a C file of this package; raises ImportError where it was not installed."""
+    """Return the path of a compiled library of this package.
+
+    Parameters
+    ----------
+    name : str
+        One of `COMPILED_PARTS`.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    """
     spec = util.find_spec(f"noisin.native.{name}")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -66,11 +81,11 @@ def compiled_part(name: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed arrays for the next training step, instead of giving them back to the system.
+    """Let the C library keep freed arrays for the next training step, instead of returning them to the system.
 
-    MXNet allocates arrays of tens of megabytes anew in each step, and glibc maps each of them afresh: 11,000 page
-    faults a step on the Penn Treebank, a tenth of its time. One arena, because the others cannot hold arrays above
-    64 MB. Peak memory is about the same, but it is kept until the end.
+    MXNet allocates arrays of tens of megabytes in each step, and glibc maps each of them anew: 11,000 page faults a
+    step on the Penn Treebank, a tenth of its time. One arena serves all threads, because other arenas cannot hold
+    arrays above 64 MB. Peak memory is about the same, but the process keeps it until its end.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
@@ -80,16 +95,16 @@ def keep_freed_memory() -> None:
 
 
 def _is_command() -> bool:
-    """Whether Python was started for a command of this repository.
+    """Return whether Python was started for a command of this repository.
 
-    In `python -m PACKAGE` sys.argv[0] is "-m" while Python looks for PACKAGE, whichever that is, then its __main__.py.
+    For `python -m PACKAGE`, sys.argv[0] is "-m" while Python looks for any PACKAGE, then the path of its __main__.py.
     """
     folder, name = os.path.split(sys.argv[0] if sys.argv else "")
     return (os.path.basename(folder) if name == "__main__.py" else name) in (*COMMANDS, "-m")
 
 
 def interrupt_in_one_line() -> None:
-    """Say an interruption in one line wherever it comes, as in the seconds that MXNet takes to load."""
+    """Report an interruption in one line at any time, e.g. in the seconds while MXNet loads."""
     usual = sys.excepthook
 
     def hook(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
@@ -102,7 +117,7 @@ def interrupt_in_one_line() -> None:
 
 
 def refuse(error: ImportError) -> None:
-    """Raise the error; in a command end with it as one line, for no code of the user's can catch it there."""
+    """Raise the error; in a command, where nobody can catch it, print it as one line and exit with status 2."""
     if _is_command():
         print(f"noisin: error: {error}", file=sys.stderr)
         raise SystemExit(2)
@@ -110,7 +125,7 @@ def refuse(error: ImportError) -> None:
 
 
 def prepare() -> None:
-    """Do all of the above, once, for `import noisin`."""
+    """Prepare the process for MXNet, once, for `import noisin`."""
     try:
         mxnet_import.check_installed()
         check_cluster_role()
@@ -123,7 +138,7 @@ def prepare() -> None:
             check_limits()
     except ImportError as error:
         refuse(error)
-    if _is_command():  # of a host process these are not for us to set
+    if _is_command():  # a host process decides these itself
         interrupt_in_one_line()
         keep_freed_memory()
     mxnet_import.prepare(refuse)

@@ -1,4 +1,4 @@
-"""How many threads MXNet computes with, which it asks once, while it is imported."""
+"""The number of threads that MXNet computes with; MXNet reads it once, while it is imported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Dict, Iterator, Tuple
 
-# Units of a layer below which one thread is used: a choice between two known points, not a measured threshold. A second
-# thread helps at 256 units with 10,000 words, and does not at 64 with a small vocabulary.
+# Threshold in units per layer below which one thread is used: a choice between two known points, not measured. A second
+# thread helps at 256 units with 10,000 words, and does not help at 64 units with a small vocabulary.
 SMALL = 128
-# How often a waiting thread looks before it sleeps. With GNU's default of 300,000, waiting threads take the cores from
-# other processes and from the thread that they wait for. Measured once each way, on two cores, RNN of 256 units, 10,000
-# words: a step takes 0.111 s instead of 0.108 s on an idle machine, 0.28 s instead of 0.76 s beside two busy processes.
+# Number of checks before a waiting thread sleeps. With GNU's default of 300,000, waiting threads take the cores from
+# other processes and from the thread that they wait for. Seconds per step, RNN of 256 units, 10,000 words, two cores,
+# measured once each:
+#     spins      idle machine    beside two busy processes
+#     300,000    0.108           0.76
+#     20,000     0.111           0.28
 SPINS = "20000"
 
 
@@ -23,16 +26,27 @@ _chosen = False
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Count the cores that this process may really use: those it may run on, and no more than a container's quota."""
+    """Count the cores that this process may use: those it may run on, up to its container's quota.
+
+    Parameters
+    ----------
+    root : Path, default '/'
+        Folder in which `proc` and `sys` are read.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
+    except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield what the control groups of this process and those above them allow, in cores."""
+    """Yield the quotas, in cores, of this process's control groups and of the groups above them."""
     try:
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -51,11 +65,23 @@ def _quotas(root: Path) -> Iterator[float]:
                     if words[0] not in ("max", "-1"):
                         yield int(words[0]) / int(period)
                 except (OSError, ValueError, IndexError, ZeroDivisionError):
-                    continue  # no quota is said there
+                    continue  # this group has no quota
 
 
 def idle_cores(stat: Path = Path("/proc/stat"), seconds: float = 0.2) -> int:
-    """Count the usable cores that other processes leave idle for so many seconds, one at least."""
+    """Count the usable cores that other processes leave idle.
+
+    Parameters
+    ----------
+    stat : Path, default '/proc/stat'
+    seconds : float, default 0.2
+        How long to measure.
+
+    Returns
+    -------
+    int
+        At least 1; all usable cores where Linux's `stat` is missing.
+    """
 
     def idle_ticks() -> Dict[str, Tuple[int, int]]:
         ticks = {}
@@ -71,26 +97,31 @@ def idle_cores(stat: Path = Path("/proc/stat"), seconds: float = 0.2) -> int:
         before = idle_ticks()
         time.sleep(seconds)
         after = idle_ticks()
-    except (AttributeError, OSError, ValueError, IndexError):  # not Linux's
+    except (AttributeError, OSError, ValueError, IndexError):  # not Linux
         return usable_cores()
     idle = [(after[name][0] - before[name][0]) / max(1, after[name][1] - before[name][1]) for name in before]
     return max(1, min(usable_cores(), round(sum(idle))))
 
 
 def useful_threads(hidden: int, cores: int) -> int:
-    """Count the threads, of so many cores, that make a network with so many units a layer faster."""
+    """Return how many threads to use on `cores` cores for a network with `hidden` units per layer."""
     return 1 if hidden < SMALL else cores
 
 
 def threads() -> int:
-    """Count the threads that MXNet computes with."""
+    """Return the number of threads that MXNet computes with."""
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2))
 
 
 def set_threads() -> None:
-    """Let MXNet use every usable core, and its threads wait briefly, unless the environment says otherwise.
+    """Let MXNet use every usable core and its threads wait briefly, unless the environment says otherwise.
 
-    By itself MXNet takes half of the processors it sees, and it looks only once, while it is imported.
+    By default, MXNet uses half of the processors that it sees.
+
+    Raises
+    ------
+    ImportError
+        If OMP_NUM_THREADS is invalid.
     """
     given, most = os.environ.get("OMP_NUM_THREADS"), 4 * (os.cpu_count() or 1)
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -99,7 +130,7 @@ def set_threads() -> None:
         if not re.fullmatch("[1-9][0-9]{0,4}", given) or int(given) > most:  # more bring a machine down
             raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to {most}")
         return
-    if "mxnet" in sys.modules:  # which has chosen
+    if "mxnet" in sys.modules:  # it has already read the number
         return
     os.environ["OMP_NUM_THREADS"] = str(usable_cores())
     global _chosen
@@ -107,15 +138,15 @@ def set_threads() -> None:
 
 
 def threads_were_chosen() -> bool:
-    """Whether the number of threads is ours, not one that the environment gave."""
+    """Return whether `set_threads` chose the number of threads, not the environment."""
     return _chosen
 
 
 def leave_threads_to_the_engine() -> None:
     """Let MXNet copy a large array with one thread, unless the environment says otherwise.
 
-    It would copy with several, in the thread that asks for the copy, as reading a checkpoint does.
-    GNU's OpenMP counts those too from then on, more than there are cores, and has the engine's threads sleep at every
-    turn instead of waiting awake: a training step on two cores then takes half as long again.
+    MXNet would copy it (e.g. when a checkpoint is read) with a second team of OpenMP threads. GNU's OpenMP then counts
+    more threads than cores and lets the engine's threads sleep instead of busy-waiting, from then on: a training step
+    on two cores takes half as long again.
     """
     os.environ.setdefault("MXNET_CPU_PARALLEL_SIZE", str(2**31 - 1))
