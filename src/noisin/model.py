@@ -356,5 +356,5 @@ FIRST_EVALUATION = 10_001  # the place behind the most epochs that there can be
 
 
 def evaluation_seed(seed: int, number: int = 0) -> int:
-    """Return the seed of the noise in an evaluation: number 0 is the record's; `noisin evaluate --seed` gives others."""
+    """Return the seed of the noise in an evaluation: number 0 is for the record, others for `evaluate --seed`."""
     return stream(seed, FIRST_EVALUATION + number)
