@@ -143,6 +143,9 @@ def averaged(log_p: np.ndarray) -> np.ndarray:
     By Jensen's inequality it is never below `bound`. Its expectation is below the log of the expected p by about
     V / (2 S), with V the variance of p over the trajectories relative to its squared mean: methods whose predictions
     vary more look worse at the same S. `jackknife` removes that bias.
+
+    It is neither a bound on log p(x) nor an estimate of it: no trajectory gains weight by having predicted the past
+    well. `noisin.particles` estimates log p(x).
     """
     highest = log_p.max(axis=1)
     return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
