@@ -11,6 +11,7 @@ from helpers.machine import needs_bfloat16
 from helpers.models import GRAPHS, freeze, make_language_model, random_states
 from mxnet import autograd
 
+from noisin.config import OBJECTIVES
 from noisin.evaluation import Evaluator
 from noisin.objective import (
     AveragedLikelihood,
@@ -71,7 +72,8 @@ def test_loss_is_the_average_over_trajectories_of_minus_the_summed_log_likelihoo
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
 @pytest.mark.parametrize("method", ["noisin", "noisin*", "dropout"])
-def test_one_pass_of_3_trajectories_equals_3_passes_given_the_same_noise(cell, method):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_pass_of_3_trajectories_equals_3_passes_given_the_same_noise(cell, method, objective):
     model, samples = make_language_model(cell=cell, **OPTIONS[method]), 3
     inputs, targets, states = random_tokens(T, B), random_tokens(T, B), random_states(model, samples * B)
     noises = ([model.input_noise] if model.input_noise else []) + model.noises
@@ -79,26 +81,56 @@ def test_one_pass_of_3_trajectories_equals_3_passes_given_the_same_noise(cell, m
     eps = [np.random.standard_normal((T, samples, B, size)) for size in sizes]
     trained = [p for p in model.collect_params().values() if p.grad_req != "null"]
 
-    def run(count, states, eps):
+    def run(count, states, eps, head=None):
         for noise, values in zip(noises, eps):
             freeze(noise, values)
         with autograd.record():
-            results = AveragedLikelihood(model, T, count)(mx.nd.array(inputs), mx.nd.array(targets), states)
-        results[0].backward()
+            likelihood = AveragedLikelihood(model, T, count, objective=objective)
+            results = likelihood(mx.nd.array(inputs), mx.nd.array(targets), states)
+        results[0].backward(None if head is None else mx.nd.array(head))
         loss, log_p = (result.asnumpy() for result in results[:2])
         return loss, log_p, [s.asnumpy() for s in results[2]], [p.grad().asnumpy().copy() for p in trained]
 
     loss, log_p, next_states, gradients = run(samples, states, eps)
     rows = [slice(s * B, (s + 1) * B) for s in range(samples)]
     alone = [run(1, [state[rows[s]] for state in states], [e[:, s] for e in eps]) for s in range(samples)]
-    np.testing.assert_allclose(loss, np.mean([one[0] for one in alone], axis=0), rtol=1e-5)
+    losses = np.array([one[0] for one in alone])
+    weights = np.full((samples, B), 1 / samples)
+    expected = losses.mean(axis=0)
+    if objective == "log-averaged":
+        shares = np.exp(-losses.astype(np.float64))
+        weights, expected = shares / shares.sum(axis=0), -np.log(shares.mean(axis=0))
+        assert np.abs(weights - 1 / samples).max() > 0.05  # or the mean of the logarithms would pass for it
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    weighted = [
+        run(1, [state[rows[s]] for state in states], [e[:, s] for e in eps], weights[s]) for s in range(samples)
+    ]
     for s, (_, expected, expected_states, _) in enumerate(alone):
         np.testing.assert_allclose(log_p[:, s], expected[:, 0], rtol=1e-4, atol=1e-5)
         for state, expected_state in zip(next_states, expected_states):
             np.testing.assert_allclose(state[rows[s]], expected_state, rtol=1e-4, atol=1e-5)
     for n, gradient in enumerate(gradients):
-        expected = np.mean([one[3][n] for one in alone], axis=0)
+        expected = np.sum([one[3][n] for one in weighted], axis=0)
         np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5, err_msg=trained[n].name)
+
+
+def test_the_log_of_the_averaged_likelihood_rises_with_the_trajectories():
+    model, columns, found = make_language_model(method="noisin", layers=1, gamma=[1.5]), 2000, []
+    inputs, targets = random_tokens(6, columns), random_tokens(6, columns)
+    for samples in (1, 3, 9):
+        likelihood = AveragedLikelihood(model, 6, samples, objective="log-averaged")
+        loss, log_p, _ = score(likelihood, inputs, targets, likelihood.begin_state(columns))
+        mean = averaged(log_p.astype(np.float64).sum(axis=0, keepdims=True))[0]
+        np.testing.assert_allclose(loss, -mean, rtol=1e-5)
+        found.append(-loss)
+    for fewer, more in zip(found, found[1:]):
+        gain = more - fewer
+        assert gain.mean() > ERRORS * gain.std() / math.sqrt(columns)
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="must be averaged-log or log-averaged"):
+        AveragedLikelihood(make_language_model(), T, objective="mean")
 
 
 @stochastic

@@ -18,6 +18,7 @@ from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
 from noisin.system.errors import UserError, harmless, quoted
 
+OBJECTIVES = ("averaged-log", "log-averaged")  # the bounds that noisin.objective maximises
 _LONGEST = 4096  # characters of a text, as of a path
 _OF_EVERY_METHOD = ("data", "model", "training", "evaluation")  # groups of options
 
@@ -181,6 +182,13 @@ class Config:
         35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
     )
     samples: int = option(1, "S, noise trajectories in training (paper: 1)", low=1, high=1000, group="training")
+    objective: str = option(
+        "averaged-log",
+        "bound on log p(x) to maximise: the mean of S log-likelihoods (paper, eq. 1), or the log of the mean of S "
+        "likelihoods, which is tighter",
+        choices=OBJECTIVES,
+        group="training",
+    )
     epochs: int = option(40, "largest number of epochs", low=1, high=1e4, group="training")
     patience: int = option(
         3, "epochs without a better validation perplexity before stopping", low=1, high=1e6, group="training"
@@ -248,6 +256,8 @@ class Config:
         }
         for name, by, acts in (
             ("samples", "method", method.stochastic),  # else all trajectories are the same
+            ("objective", "method", method.stochastic),
+            ("objective", "samples", self.samples > 1),
             ("eval_samples", "method", method.stochastic),
             ("activation", "cell", self.cell == "rnn"),
             ("forget_bias", "cell", self.cell == "lstm"),

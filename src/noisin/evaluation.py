@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -16,6 +16,7 @@ from noisin.data.corpus import Corpus
 from noisin.graphs import traced_for
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
+from noisin.particles import ParticleFilter
 
 
 class Evaluator:
@@ -111,18 +112,88 @@ class Evaluator:
             "samples": self.samples,
         }
 
+    def marginal(self, tokens: np.ndarray, particles: int, repetitions: int = 3, seed: int = 0) -> Dict[str, float]:
+        """Estimate the perplexity of log p(x), with the noise integrated out, by a particle filter.
+
+        `averaged` averages each word's probability over trajectories that do not learn from the words before it. Here a
+        trajectory that has predicted the past well counts more, which is what log p(x) means.
+
+        Parameters
+        ----------
+        tokens : array (N,)
+        particles : int
+            P, trajectories in each column. One evaluation costs what `bound` costs with as many samples.
+        repetitions : int, default 3
+            Independent filters, whose log-likelihoods are averaged.
+        seed : int, default 0
+            Random seed for noise and resampling.
+
+        Returns
+        -------
+        dict
+            `marginal`, the perplexity; `marginal_deviation`, its standard deviation over the repetitions, NaN for one;
+            `effective_particles`, the mean effective sample size before resampling; `particles` and `repetitions`. For
+            a deterministic model, one particle gives the exact value.
+
+        Raises
+        ------
+        ValueError
+            For particles or repetitions below 1.
+        """
+        if repetitions < 1:
+            raise ValueError(f"repetitions is {repetitions}: it must be at least 1")
+        if not self._model.stochastic:
+            particles = repetitions = 1
+        objective = AveragedLikelihood(self._model, 1, particles)
+        objective.hybridize(static_alloc=True, static_shape=True)
+        found = []
+        for repetition in range(repetitions):
+            mx.random.seed((seed + 7919 * repetition) % 2**31)
+            random = np.random.RandomState((seed, repetition))
+            with autograd.train_mode():
+                found.append(self._filtered(objective, tokens, ParticleFilter(particles, self._batch_size, random)))
+        totals, effective = np.transpose(found)
+        perplexities = [perplexity(total, len(tokens)) for total in totals]
+        return {
+            "marginal": perplexity(totals.mean(), len(tokens)),
+            "marginal_deviation": float(np.std(perplexities, ddof=1)) if repetitions > 1 else math.nan,
+            "effective_particles": float(effective.mean()),
+            "particles": particles,
+            "repetitions": repetitions,
+        }
+
+    def _filtered(
+        self, objective: AveragedLikelihood, tokens: np.ndarray, particles: ParticleFilter
+    ) -> Tuple[float, float]:
+        """Total log-likelihood of one filter, and its mean effective sample size."""
+        total, effective = 0.0, []
+        states = objective.begin_state(self._batch_size, self._device)
+        with self._bar("particles", len(tokens)) as bar:
+            for inputs, targets, weights in evaluation_batches(tokens, self._eos, self._batch_size, self._unroll):
+                states = self._model.begin_sequence(states)
+                for word, target, weight in zip(inputs, targets, weights):
+                    word, target = (mx.nd.array(ids[None], ctx=self._device) for ids in (word, target))
+                    _, log_p, states = objective(word, target, states)
+                    counted = weight > 0
+                    estimate = particles.weigh(log_p.asnumpy()[0])
+                    total += float(estimate[counted].sum())
+                    effective.append(particles.effective[counted].mean() if counted.any() else math.nan)
+                    ancestors = particles.resample()
+                    if ancestors is not None:
+                        rows = mx.nd.array(ancestors * self._batch_size + np.arange(self._batch_size), ctx=self._device)
+                        states = [state.take(rows.reshape(-1)) for state in states]
+                    bar.update(int(counted.sum()))
+        return total, float(np.nanmean(effective))
+
+    def _bar(self, name: str, words: int) -> tqdm:
+        hidden = None if self._progress else True
+        return tqdm(total=words, unit=" words", unit_scale=True, desc=name, leave=False, disable=hidden)
+
     def _totals(self, objective: AveragedLikelihood, tokens: np.ndarray) -> np.ndarray:
         """Return total log-likelihoods: of bound, of averaged and, if S > 1, of averaged without each trajectory."""
         totals: Any = 0.0  # becomes float64
         states = objective.begin_state(self._batch_size, self._device)
-        with tqdm(
-            total=len(tokens),
-            unit=" words",
-            unit_scale=True,
-            desc="evaluating",
-            leave=False,
-            disable=None if self._progress else True,
-        ) as bar:
+        with self._bar("evaluating", len(tokens)) as bar:
             for inputs, targets, weights in evaluation_batches(tokens, self._eos, self._batch_size, self._unroll):
                 states = self._model.begin_sequence(states)
                 inputs, targets = (mx.nd.array(ids, ctx=self._device) for ids in (inputs, targets))

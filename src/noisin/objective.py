@@ -1,4 +1,4 @@
-"""The averaged likelihood (paper, eq. 1): the training objective and the test-time estimators of perplexity."""
+"""The averaged likelihood and a tighter bound: training objectives, and the test-time estimators (paper, eq. 1)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import HybridBlock
 
+from noisin.config import OBJECTIVES
 from noisin.graphs import Tensor
 from noisin.model import LanguageModel
 from noisin.native.crossentropy import cross_entropy
 
 
 class AveragedLikelihood(HybridBlock):
-    r"""Monte Carlo estimate of the log-likelihood averaged over the noise (paper, section 3, eq. 1).
+    r"""Monte Carlo estimate of the averaged log-likelihood (paper, section 3, eq. 1), or of a tighter bound.
 
-    .. math:: L = \sum_t \frac{1}{S} \sum_s \log p(x_t | z_t^s),
-              \quad z_t^s \sim p(z_t | z_{t-1}^s, x_{t-1})
+    .. math:: L = \frac{1}{S} \sum_s \log p(x | z^s), \quad
+              L' = \log \frac{1}{S} \sum_s p(x | z^s), \quad
+              \log p(x | z^s) = \sum_t \log p(x_t | z_t^s)
+
+    with z_t^s drawn given z_{t-1}^s and x_{t-1}. By Jensen's inequality E[L] <= E[L'] <= log p(x). E[L'] rises with S
+    (Burda et al., 2016), and with one trajectory both are the same. The gradient of L' is that of each trajectory,
+    weighed by its share of the likelihood of the segment.
 
     The S trajectories run in one pass, as a batch S times as wide. Each keeps its own state.
 
@@ -33,6 +39,8 @@ class AveragedLikelihood(HybridBlock):
         S, trajectories of the noise.
     dtype : {'float32', 'bfloat16'}, default 'float32'
         Type of the operands of the decoder's product.
+    objective : {'averaged-log', 'log-averaged'}, default 'averaged-log'
+        L or L'.
 
     Inputs:
         - **inputs**: (T, B) token ids, time first.
@@ -40,19 +48,28 @@ class AveragedLikelihood(HybridBlock):
         - **states**: list as `begin_state(B)` returns it, S * B rows, trajectory after trajectory.
 
     Outputs:
-        - **loss**: (B,), -L of each sequence, in nats.
+        - **loss**: (B,), -L or -L' of each sequence, in nats.
         - **log_p**: (T, S, B), log p of each target on each trajectory, for the estimators below.
         - **next states**: list like `states`.
     """
 
     def __init__(
-        self, model: LanguageModel, length: int, samples: int = 1, dtype: str = "float32", **kwargs: Any
+        self,
+        model: LanguageModel,
+        length: int,
+        samples: int = 1,
+        dtype: str = "float32",
+        objective: str = "averaged-log",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is '{objective}': it must be {' or '.join(OBJECTIVES)}")
         self.model = model
         self._length = length
         self._samples = samples
         self._dtype = dtype
+        self._log_averaged = objective == "log-averaged" and samples > 1
 
     def begin_state(self, batch_size: int, ctx: Optional[mx.Context] = None) -> List[mx.nd.NDArray]:
         """Return the model's states for `batch_size` sequences with S trajectories each: S * `batch_size` rows."""
@@ -67,6 +84,11 @@ class AveragedLikelihood(HybridBlock):
         logits, states = self.model.unroll(self._length, inputs, states, self._dtype)
         log_p = F.pick(F.log_softmax(logits), F.reshape(targets, shape=(-1,)))
         log_p = F.reshape(log_p, shape=(self._length, self._samples, -1))
+        if self._log_averaged:
+            of_trajectories = F.sum(log_p, axis=0)  # (S, B)
+            highest = F.BlockGrad(F.max(of_trajectories, axis=0))
+            shares = F.exp(F.broadcast_sub(of_trajectories, F.expand_dims(highest, axis=0)))
+            return -F.broadcast_add(F.log(F.mean(shares, axis=0)), highest), log_p, states
         loss = -F.sum(F.mean(log_p, axis=1), axis=0)
         return loss, log_p, states
 
@@ -96,18 +118,25 @@ class FusedLikelihood(AveragedLikelihood):
 
     With p the softmax of the logits and S trajectories, the gradient that enters the network is
 
-    .. math:: \frac{\partial (-L)}{\partial logit_{tsj}} = \frac{1}{S} (p_{tsj} - [j = x_t])
+    .. math:: \frac{\partial (-L)}{\partial logit_{tsj}} = w_s (p_{tsj} - [j = x_t]), \quad
+              w_s = \frac{1}{S}, \; \text{or for } L' \; w_s = \frac{p(x | z^s)}{\sum_r p(x | z^r)}
 
     Parameters
     ----------
-    model, length, samples, dtype
+    model, length, samples, dtype, objective
         As in `AveragedLikelihood`. With bfloat16, the decoder's bias is added in float32.
     """
 
     def __init__(
-        self, model: LanguageModel, length: int, samples: int = 1, dtype: str = "float32", **kwargs: Any
+        self,
+        model: LanguageModel,
+        length: int,
+        samples: int = 1,
+        dtype: str = "float32",
+        objective: str = "averaged-log",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, length, samples, dtype, **kwargs)
+        super().__init__(model, length, samples, dtype, objective, **kwargs)
         self._products = _DecoderProducts(model, length, dtype)
 
     def backward(
@@ -116,9 +145,18 @@ class FusedLikelihood(AveragedLikelihood):
         inputs, targets = (mx.nd.tile(ids, reps=(1, self._samples)) for ids in (inputs, targets))
         with autograd.record():
             product, bias, states = self._products(inputs, states)
-        log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), 1 / self._samples)
-        autograd.backward([product, bias], [product, bias_gradient])
-        return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
+        weight = 1.0 if self._log_averaged else 1 / self._samples
+        log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), weight)
+        if not self._log_averaged:
+            autograd.backward([product, bias], [product, bias_gradient])
+            return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
+        of_trajectories = log_p.reshape((self._length, self._samples, -1)).sum(axis=0)
+        weights = mx.nd.softmax(of_trajectories, axis=0).reshape((1, -1)).tile((self._length, 1)).reshape((-1, 1))
+        gradient = mx.nd.broadcast_mul(mx.nd.amp_cast(product, dtype="float32"), weights)
+        product_gradient = mx.nd.amp_cast(gradient, dtype=product.dtype)
+        autograd.backward([product, bias], [product_gradient, gradient.sum(axis=0)])
+        log_likelihoods = averaged(of_trajectories.asnumpy().astype(np.float64)[None])
+        return -float(log_likelihoods.sum()), states
 
 
 class _DecoderProducts(HybridBlock):
@@ -159,6 +197,9 @@ def averaged(log_p: np.ndarray) -> np.ndarray:
     By Jensen's inequality it is never below `bound`. Its expectation is below the log of the expected p by about
     V / (2 S), where V is the variance of p over trajectories divided by its squared mean. So at the same S, methods
     whose predictions vary more look worse; `jackknife` removes that bias.
+
+    It is neither a bound on log p(x) nor an estimate of it: no trajectory gains weight by having predicted the past
+    well. `noisin.particles` estimates log p(x).
 
     Parameters
     ----------

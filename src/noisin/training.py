@@ -46,7 +46,7 @@ class TrainingStep:
     def __init__(self, model: LanguageModel, config: Config, device: mx.Context) -> None:
         self._model, self._device, self._batch_size = model, device, config.batch_size
         kind = FusedLikelihood if device.device_type == "cpu" else AveragedLikelihood
-        self._objective = kind(model, config.unroll, config.samples, config.dtype)
+        self._objective = kind(model, config.unroll, config.samples, config.dtype, config.objective)
         self._objective.hybridize(static_alloc=True, static_shape=True)
         optimizer = OPTIMIZERS[config.optimizer](learning_rate=config.learning_rate, wd=config.weight_decay)
         self.trainer = ClippingTrainer(model.collect_params(), optimizer, config.clip)
