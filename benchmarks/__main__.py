@@ -23,7 +23,7 @@ from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.cli import OneLineParser, positive, run_command
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.system.device import processor_features
-from noisin.system.errors import UserError, printable
+from noisin.system.errors import UserError, escape_unprintable
 from noisin.system.files import write_json
 from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
@@ -47,7 +47,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     print("\n\n".join(sections(results)))
     if results["startup_seconds"] is not None:
         print(f"\nFrom the start of the process to the first training step: {results['startup_seconds']:.1f} s")
-    print(f"\nWritten to {printable(str(arguments.out))}: results.json and figures")
+    print(f"\nWritten to {escape_unprintable(str(arguments.out))}: results.json and figures")
 
 
 def _parser() -> argparse.ArgumentParser:

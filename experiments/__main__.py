@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
-from experiments.grid.engines import Ended, Relay, on_dask, on_this_machine
+from experiments.grid.engines import Ended, Relay, dask_engine, local_engine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report.build import FOLDER, write_report
@@ -21,7 +21,7 @@ from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
-from noisin.system.errors import UserError, printable, quoted
+from noisin.system.errors import UserError, escape_unprintable, short_repr
 from noisin.system.process import Job
 from noisin.system.threads import threads, useful_threads
 from noisin.tables import markdown
@@ -45,7 +45,7 @@ def _do(arguments: argparse.Namespace) -> None:
         update_pages()
     elif arguments.command == "report":
         write_report(arguments.out)
-        print(f"Written: {printable(str(arguments.out / 'index.html'))}, and its tables and figures beside it")
+        print(f"Written: {escape_unprintable(str(arguments.out / 'index.html'))}, and its tables and figures beside it")
     else:
         _compare(EXPERIMENTS[arguments.command], arguments)
 
@@ -112,7 +112,7 @@ def _options(text: str) -> Dict[str, str]:
     found: Dict[str, str] = {}
     for pair in _names(text):
         if not re.fullmatch("[a-z_]+=.+", pair):
-            raise argparse.ArgumentTypeError(f"{quoted(pair)} is not NAME=VALUE")
+            raise argparse.ArgumentTypeError(f"{short_repr(pair)} is not NAME=VALUE")
         name, value = pair.split("=", 1)
         if name in found:
             raise argparse.ArgumentTypeError(f"{name} is given twice")
@@ -141,7 +141,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
     elsewhere = sorted(RESULTS.glob("*")) if kept else []
     useful = useful_threads(max(config.hidden for config in configs), threads())
     jobs = arguments.jobs or (1 if remote else threads() // useful)
-    run_all = on_dask(arguments.scheduler, jobs) if arguments.scheduler else on_this_machine(jobs)
+    run_all = dask_engine(arguments.scheduler, jobs) if arguments.scheduler else local_engine(jobs)
 
     def engine(work: Mapping[str, Job], relay: Relay) -> Ended:
         # What is missing is said once, too, if there is anything to run.
@@ -174,7 +174,7 @@ def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:
         found = getattr(config, name)
         return ",".join(map(str, found)) if isinstance(found, list) else str(found)
 
-    acting = [config for config in configs if name not in config.idle]
+    acting = [config for config in configs if name not in config.inactive_options]
     having = [config for config in acting if written(config) == value]
     if not having:
         there = f"there is {name}={', '.join(dict.fromkeys(map(written, acting)))}" if acting else "it acts in none"

@@ -36,7 +36,7 @@ class Case:
 
     def covers(self, config: Config) -> bool:
         """Whether a run of this configuration belongs here; an option that does not act in it may have any value."""
-        acting = {name: value for name, value in self.options.items() if name not in config.idle}
+        acting = {name: value for name, value in self.options.items() if name not in config.inactive_options}
         return all(getattr(config, name) == value for name, value in acting.items())
 
 

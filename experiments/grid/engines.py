@@ -29,12 +29,12 @@ Engine = Callable[[Mapping[str, Job], Relay], Ended]
 _PATIENCE = 10
 
 
-def on_this_machine(jobs: int = 1) -> Engine:
+def local_engine(jobs: int = 1) -> Engine:
     """Runs side by side, `jobs` of them at a time; a single one has the terminal."""
     return partial(_on_threads, jobs)
 
 
-def on_dask(address: str, jobs: int = 1) -> Engine:
+def dask_engine(address: str, jobs: int = 1) -> Engine:
     """Runs as tasks of Dask: a worker that dies is replaced, and the run goes on from its checkpoint.
 
     Parameters
@@ -77,12 +77,12 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
     from distributed import as_completed
 
     topic = f"noisin-{uuid.uuid4().hex}"
-    spared: Set[str] = set()  # runs that Dask has given up, none of them since its last whole epoch
+    retried: Set[str] = set()  # runs that Dask has given up, none of them since its last whole epoch
 
     def hear(event: Any) -> None:
         name, line = event[1]
         if line.startswith("epoch "):
-            spared.discard(name)
+            retried.discard(name)
         relay(name, line)
 
     with _connected(address, jobs) as client:
@@ -99,8 +99,8 @@ def _on_dask(address: str, jobs: int, work: Mapping[str, Job], relay: Relay) -> 
             name = names.pop(future)
             # Dask counts a death against every task that the worker had, those too that only waited for their turn,
             # and never forgets one: so a run has a second chance, and another one after each epoch.
-            if _workers_died(future) and name not in spared:
-                spared.add(name)
+            if _workers_died(future) and name not in retried:
+                retried.add(name)
                 again = submit(name)
                 names[again] = name
                 ended.add(again)

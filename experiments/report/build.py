@@ -126,9 +126,9 @@ def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path
     return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
 
 
-def _draw(name: str, runs: Sequence[Run], among: Sequence[Run], out: Path) -> List[Picture]:
+def _draw(name: str, runs: Sequence[Run], compared_with: Sequence[Run], out: Path) -> List[Picture]:
     """Write the curves of these runs as SVG: validation, training, and gamma's path where it is learned."""
-    records, others = ([with_defaults(run.record) for run in found] for found in (runs, among))
+    records, others = ([with_defaults(run.record) for run in found] for found in (runs, compared_with))
     drawn = []
     for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
         path = out / f"{name}-{what}.svg"

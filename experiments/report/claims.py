@@ -216,7 +216,7 @@ def counted(verdicts: Sequence[str]) -> str:
 
 
 def _against(ours: Score, other: Score, estimator: str) -> Evidence:
-    return (*ours.said(estimator), " against ", *other.said(estimator))
+    return (*ours.sentence(estimator), " against ", *other.sentence(estimator))
 
 
 def _published(paper: Mapping[str, float], rival: str) -> str:

@@ -223,7 +223,7 @@ class Score:
         estimated = any(run.shown(estimator).startswith(APPROXIMATE) for run in self.runs)
         return _marked(self.test(estimator), estimated) + ("" if deviation is None else f" ± {deviation:.1f}")
 
-    def said(self, estimator: str) -> Iterator[Any]:
+    def sentence(self, estimator: str) -> Iterator[Any]:
         """The method, its gamma and its number, as text and mentions."""
         yield f"{name_of(self.config)} "
         if len(self.runs) == 1:

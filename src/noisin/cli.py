@@ -31,7 +31,7 @@ from noisin.runs.directory import RunDirectory, run_name
 from noisin.runs.record import finite_or_null
 from noisin.sampling import sample_words
 from noisin.system.device import find_device
-from noisin.system.errors import UserError, harmless, printable
+from noisin.system.errors import UserError, escape_control, escape_unprintable
 from noisin.system.files import read_json
 from noisin.system.process import DIVERGED, end_with_parent
 from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
@@ -93,7 +93,7 @@ def run_command(program: str, work: Callable[[], Optional[int]], again: str) -> 
         return 128 + signal.SIGPIPE  # as a shell says it of other commands
     except OSError as error:
         if error.filename is not None:
-            print(f"{program}: error: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            print(f"{program}: error: {escape_unprintable(str(error.filename))}: {error.strerror}", file=sys.stderr)
             return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # a defect of ours
@@ -122,7 +122,7 @@ class OneLineParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {escape_unprintable(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -307,8 +307,8 @@ def _config(arguments: argparse.Namespace) -> Config:
             from_file = recorded_config(from_file["config"], arguments.config).to_dict()
     config = config_from_dict({**from_file, **given}, source)
     for name in given:
-        if name in config.idle:  # better said now than found out after a long run
-            by = config.idle[name]
+        if name in config.inactive_options:  # better said now than found out after a long run
+            by = config.inactive_options[name]
             raise UserError(f"--{name.replace('_', '-')} does not act with {by} {getattr(config, by)}: leave it out")
     return config
 
@@ -316,7 +316,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _report(line: str) -> None:
     """Print a line of the run's story on stdout, above the progress bar on stderr."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(printable(line), flush=True)
+        print(escape_unprintable(line), flush=True)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -348,13 +348,13 @@ def _sample(arguments: argparse.Namespace) -> None:
     words = arguments.prompt.split()
     unknown = sorted({word for word in words if word not in vocabulary})
     if unknown:
-        print(f"noisin: not in the vocabulary, read as <unk>: {printable(' '.join(unknown))}", file=sys.stderr)
+        print(f"noisin: not in the vocabulary, read as <unk>: {escape_unprintable(' '.join(unknown))}", file=sys.stderr)
     prompt = vocabulary[["<eos>"] + words]
     try:
         excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
         ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, excluded)
-        drawn = (harmless(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
-        text, separator = itertools.chain(map(harmless, words), drawn), ""
+        drawn = (escape_control(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
+        text, separator = itertools.chain(map(escape_control, words), drawn), ""
         for word in text:
             end = word == "<eos>"
             print("\n" if end else separator + word, end="", flush=True)

@@ -16,7 +16,7 @@ from noisin.data.published import NAMES, full_name
 from noisin.initializers import RECURRENT_INITS
 from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
-from noisin.system.errors import UserError, harmless, quoted
+from noisin.system.errors import UserError, escape_control, short_repr
 
 OBJECTIVES = ("averaged-log", "log-averaged")  # the bounds that noisin.objective maximises
 _LONGEST = 4096  # characters of a text, as of a path
@@ -65,9 +65,9 @@ def option(
 class Config:
     """The options that define a run's result: two runs of equal configuration are the same run.
 
-    Options that have no effect (`idle`, e.g. the noise family of a model without noise) are set to their defaults, so
-    that they do not distinguish runs. `noisin train --help` prints each option's meaning, default and value in the
-    paper.
+    Options that have no effect (`inactive_options`, e.g. the noise family of a model without noise) are set to their
+    defaults, so that they do not distinguish runs. `noisin train --help` prints each option's meaning, default and value
+    in the paper.
 
     Raises
     ------
@@ -240,13 +240,13 @@ class Config:
                         "above its bound"
                     )
 
-        idle = self.idle
+        idle = self.inactive_options
         for entry in dataclasses.fields(self):
             if entry.name in idle and entry.name != "activation":  # None already
                 object.__setattr__(self, entry.name, copy.copy(entry.metadata["default"]))
 
     @property
-    def idle(self) -> Dict[str, str]:
+    def inactive_options(self) -> Dict[str, str]:
         """The options that have no effect, each with the option whose value disables it."""
         method = METHODS[self.method]
         found = {
@@ -271,7 +271,7 @@ class Config:
 
     def acts(self, name: str) -> bool:
         """Return whether the option `name` has an effect."""
-        return name not in self.idle
+        return name not in self.inactive_options
 
     def layer_gammas(self) -> List[float]:
         """Return one spread per layer, bottom first."""
@@ -309,7 +309,7 @@ def recorded_config(values: object, source: str = "the configuration") -> Config
 
 def _check(entry: dataclasses.Field, value: Any) -> None:
     """Raise UserError unless `value` has the type and range of the option `entry`."""
-    bounds, where = entry.metadata, f"{entry.name} is {quoted(value)}"
+    bounds, where = entry.metadata, f"{entry.name} is {short_repr(value)}"
     kind = bounds["kind"]
     if bounds["nullable"] and value is None:
         return
@@ -353,7 +353,7 @@ def _is_plain(value: str) -> bool:
         value.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return len(value) <= _LONGEST and harmless(value) == value
+    return len(value) <= _LONGEST and escape_control(value) == value
 
 
 def _is_number(value: object) -> bool:

@@ -65,7 +65,7 @@ def curves(
     path: Path,
     key: str,
     floor: Optional[float] = None,
-    among: Sequence[Mapping[str, Any]] = (),
+    compared_with: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draw one panel of Figure 2.
 
@@ -78,11 +78,11 @@ def curves(
     key : {'valid_ppl', 'train_ppl'}
     floor : float, optional
         As in `figure2`.
-    among : sequence of dict, default `records`
+    compared_with : sequence of dict, default `records`
         Records of all figures in which the same gamma or rates have the same style.
     """
     figure, axes = _single()
-    _panel(axes, records, key, floor, among)
+    _panel(axes, records, key, floor, compared_with)
     axes.set_ylabel("perplexity a word (log scale)")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
@@ -135,13 +135,13 @@ def _panel(
     records: Sequence[Mapping[str, Any]],
     key: str,
     floor: Optional[float],
-    among: Sequence[Mapping[str, Any]] = (),
+    compared_with: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     title, headroom = PANELS[key]
     labels = [_label(record, records, seeds=len(records) <= CROWD) for record in _by_method(records)]
     for index, (record, label) in enumerate(zip(_by_method(records), labels)):
         shown = "_" + label if label in labels[:index] else label  # a name with _ is not in the legend
-        _curve(axes, record, key, shown, _shade(record, among or records), alone=labels.count(label) == 1)
+        _curve(axes, record, key, shown, _shade(record, compared_with or records), alone=labels.count(label) == 1)
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:

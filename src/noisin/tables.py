@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from noisin.system.errors import printable
+from noisin.system.errors import escape_unprintable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ def markdown(table: pd.DataFrame, align: str = "left") -> str:
 
 def escape_markdown(text: str) -> str:
     """A text as a cell shows it: nothing in it is a new line, a column, HTML, code, a link or a terminal's command."""
-    text = printable(" ".join(text.split()))
+    text = escape_unprintable(" ".join(text.split()))
     for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("`", r"\`"), ("[", r"\[")):
         text = text.replace(special, escaped)
     return text

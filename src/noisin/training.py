@@ -126,7 +126,7 @@ def train(
     if not directory.record_path.exists():  # a finished run multiplies nothing any more
         check_dtype(config.dtype, device)
     watcher = Events(directory.path / "events") if events else None  # refused, where it cannot be, before any file
-    with directory.held(math.inf if wait else BRIEF):
+    with directory.lock(math.inf if wait else BRIEF):
         directory.begin(config, corpus)
         report(f"run {directory.path}")
         record = directory.read_record()

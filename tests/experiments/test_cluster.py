@@ -21,7 +21,7 @@ import pytest
 from helpers.processes import ROOT, wait_for
 from helpers.records import without_times
 
-from experiments.grid.engines import on_dask, on_this_machine
+from experiments.grid.engines import dask_engine, local_engine
 from experiments.grid.runner import RunsFailed, run_grid
 from noisin.config import Config, config_from_dict
 from noisin.methods import METHODS
@@ -203,7 +203,7 @@ def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cl
     killer = threading.Thread(target=kill_now_and_then, args=(cluster, tmp_path / "records", 5, done, kills))
     killer.start()
     try:
-        records = run_grid(configs, tmp_path / "runs", tmp_path / "records", on_dask(cluster.address))
+        records = run_grid(configs, tmp_path / "runs", tmp_path / "records", dask_engine(cluster.address))
     finally:
         done.set()
         killer.join()
@@ -223,7 +223,7 @@ def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cl
     # What is in its record is not asked for again, but where a worker died before it could say that the run had ended.
     assert output.count("  already finished: ") <= len(kills)
     again = [config for config in configs if config.name in hit][:10]
-    undisturbed = run_grid(again, tmp_path / "alone" / "runs", tmp_path / "alone" / "records", on_this_machine(2))
+    undisturbed = run_grid(again, tmp_path / "alone" / "runs", tmp_path / "alone" / "records", local_engine(2))
     for config, alone in zip(again, undisturbed):
         (recorded,) = (record for record in records if record["config"] == config.to_dict())
         assert without_times(alone) == without_times(recorded)
@@ -242,7 +242,7 @@ def test_a_run_that_ends_an_epoch_in_each_of_its_lives_is_not_given_up(cluster, 
                 cluster.kill_a_worker(index)
             relay(name, line)
 
-        return on_dask(cluster.address)(jobs, hear)
+        return dask_engine(cluster.address)(jobs, hear)
 
     (record,) = run_grid([config], tmp_path / "runs", tmp_path / "records", kill_after_each_epoch)
     assert len(kills) == 3 and len(record["epochs"]) == 5
@@ -256,7 +256,7 @@ def test_a_run_whose_workers_all_die_is_given_up(cluster, tmp_path, capsys):
     killer.start()
     try:
         with pytest.raises(RunsFailed, match=f"1 of 1 runs failed: {config.name}"):
-            run_grid([config], tmp_path / "runs", tmp_path / "records", on_dask(cluster.address))
+            run_grid([config], tmp_path / "runs", tmp_path / "records", dask_engine(cluster.address))
     finally:
         done.set()
         killer.join()
@@ -269,7 +269,7 @@ def test_no_worker_keeps_a_run_that_has_ended(monkeypatch):
     from distributed import default_client
 
     monkeypatch.setattr("experiments.grid.engines.run_on_worker", lambda job, topic: {"job": job})
-    with contextlib.closing(on_dask("local")({"a": 1, "b": 2, "c": 3}, print)) as ended:
+    with contextlib.closing(dask_engine("local")({"a": 1, "b": 2, "c": 3}, print)) as ended:
         first = [next(ended) for _ in range(2)]
         workers = default_client().cluster.scheduler.workers.values()
         wait_for(lambda: sum(len(worker.has_what) for worker in workers) <= 1, seconds=20)  # the third's, at the most

@@ -24,7 +24,7 @@ from matplotlib.image import imread
 from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.grid import engines
-from experiments.grid.engines import on_this_machine
+from experiments.grid.engines import local_engine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
@@ -108,7 +108,7 @@ def test_a_grid_begins_with_what_no_other_one_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "run", lambda job, *_: begun.append(Path(job.directory).name))
     jobs = {name: Job(str(tmp_path / name), str(tmp_path), "cpu", {}) for name in "abcd"}
     with hold_folder(tmp_path / "a"), hold_folder(tmp_path / "c"):
-        assert sorted(name for name, _ in on_this_machine(1)(jobs, print)) == list("abcd")
+        assert sorted(name for name, _ in local_engine(1)(jobs, print)) == list("abcd")
     assert begun == list("bdac")
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
 
 def test_a_run_that_diverged_is_a_result_of_the_grid(tmp_path):
     config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", clip=1e6, hidden=8, epochs=1)
-    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "results", on_this_machine())
+    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "results", local_engine())
     assert record["status"] == "diverged" and load_records(tmp_path / "results") == [record]
 
 
@@ -439,7 +439,7 @@ def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
 def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side(tmp_path, drawn):
     records = [record_of(config) for config in GAMMA.configs()[:3]]
     for shown in (records, records[1:]):
-        curves(shown, tmp_path / "picture.png", "valid_ppl", among=records)
+        curves(shown, tmp_path / "picture.png", "valid_ppl", compared_with=records)
     for alone, beside in zip(drawn[1].axes[0].get_lines(), drawn[0].axes[0].get_lines()[2:]):
         assert alone.get_linewidth() == beside.get_linewidth() and alone.get_alpha() == beside.get_alpha()
         assert alone.get_markerfacecolor() == beside.get_markerfacecolor()

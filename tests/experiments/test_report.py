@@ -38,7 +38,7 @@ from experiments.report.tables import (
 )
 from noisin.config import config_from_dict
 from noisin.runs.formats import seal
-from noisin.system.errors import UserError, harmless
+from noisin.system.errors import UserError, escape_control
 from noisin.system.files import read_json, write_json
 
 NONE, NOISIN, LEARNED = (FIGURE2.configs([method])[0] for method in ("none", "noisin", "noisin*"))
@@ -356,7 +356,7 @@ def everywhere(value, text):
 
 def built(text):
     """The page of a run and of measurements that have this text wherever they may have one."""
-    config = changed(LEARNED, corpus=harmless(text))
+    config = changed(LEARNED, corpus=escape_control(text))
     record = {**everywhere(record_of(config), text), "epochs": record_of(config)["epochs"]}
     run = Run(record, config, f"figure2/{text}.json", "run-1")
     table = pd.DataFrame([{text: text, "number": text}])

@@ -306,14 +306,14 @@ def test_a_lock_is_no_link_nor_pipe(tmp_path, kind):
     lock = tmp_path / "lock"
     lock.touch()
     replace_by(kind, lock)
-    with pytest.raises(UserError, match="cannot make the run directory"), RunDirectory(tmp_path).held():
+    with pytest.raises(UserError, match="cannot make the run directory"), RunDirectory(tmp_path).lock():
         raise AssertionError("it was held")
 
 
 def test_a_lock_does_not_overwrite_what_it_links_to(tmp_path):
     (tmp_path / "precious").write_text("text")
     (tmp_path / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(UserError), RunDirectory(tmp_path).held():
+    with pytest.raises(UserError), RunDirectory(tmp_path).lock():
         raise AssertionError("it was held")
     assert (tmp_path / "precious").read_text() == "text"
 

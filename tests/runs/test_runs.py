@@ -69,7 +69,7 @@ def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_rem
     torn, other = tmp_path / f".epoch-0001.safetensors.{8 * '01ef'}.tmp", tmp_path / ".mine.tmp"
     torn.touch()
     other.touch()
-    with RunDirectory(tmp_path).held():
+    with RunDirectory(tmp_path).lock():
         assert not torn.exists() and other.exists()
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
             open_lock(tmp_path / "lock", patience=0.2)

@@ -17,7 +17,7 @@ from noisin.data import synthetic
 from noisin.data.cache import encoded
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
-from noisin.system.errors import UserError, harmless
+from noisin.system.errors import UserError, escape_control
 from noisin.system.files import read_regular
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
@@ -102,7 +102,7 @@ def load_corpus(
         return _load(name, find_texts(PUBLISHED[name], data_dir, download), None)
     path = Path(os.path.expanduser(name))
     texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(path).items()}
-    label = harmless(path.resolve().name)
+    label = escape_control(path.resolve().name)
     if label in NAMES:
         label = f"own-{label}"  # no table may take it for the published one
     return _load(label, texts, max_vocabulary or OWN_VOCABULARY)

@@ -48,7 +48,7 @@ class RunDirectory:
     Parameters
     ----------
     path : str or Path
-        Created by `held` if it is not there.
+        Created by `lock` if it is not there.
     """
 
     def __init__(self, path: Any) -> None:
@@ -59,7 +59,7 @@ class RunDirectory:
         return self.path / "record.json"
 
     @contextmanager
-    def held(self, patience: float = BRIEF) -> Iterator[None]:
+    def lock(self, patience: float = BRIEF) -> Iterator[None]:
         """Make the directory and keep every other process from training in it meanwhile.
 
         Parameters

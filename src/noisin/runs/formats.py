@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 import fastjsonschema
 
 from noisin.config import Config
-from noisin.system.errors import quoted
+from noisin.system.errors import short_repr
 
 LARGEST = 1e100  # any number in a file, so that sums, means and deviations of several stay finite
 _MOST_EPOCHS, _MOST_LAYERS, _MOST_SAMPLES = 10_000, 64, 1000  # as many as `Config` takes
@@ -315,4 +315,4 @@ def differences(before: Any, now: Any, name: str = "") -> List[str]:
         for key in sorted(set(before) | set(now)):
             found += differences(before.get(key), now.get(key), key)
         return found
-    return [] if before == now else [f"{name} was {quoted(before)}, is {quoted(now)}"]
+    return [] if before == now else [f"{name} was {short_repr(before)}, is {short_repr(now)}"]

@@ -10,7 +10,7 @@ from typing import Any, Dict
 import pandas as pd
 
 from noisin.runs.directory import RunDirectory
-from noisin.system.errors import UserError, printable
+from noisin.system.errors import UserError, escape_unprintable
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
 
 
 def _row(path: Path, folder: Path) -> Dict[str, Any]:
-    directory, name = RunDirectory(path), printable(str(path.relative_to(folder)))
+    directory, name = RunDirectory(path), escape_unprintable(str(path.relative_to(folder)))
     try:
         config, progress = directory.read_config(), directory.load()
         record = directory.read_record()
@@ -49,7 +49,7 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
             row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
         return row
     except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
-        print(f"noisin: {name}: {printable(str(reason))}", file=sys.stderr)
+        print(f"noisin: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
         return {"run": name, "status": "damaged"}
 
 

@@ -22,24 +22,24 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_shortened(printable(_shortened(message))))
+        super().__init__(_shortened(escape_unprintable(_shortened(message))))
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return the text with all unprintable characters, e.g. new lines and terminal commands, escaped as in Python."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """Return the text with control characters, which may be terminal commands, escaped as in Python."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], text)
 
 
-def quoted(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value's Python representation for a message, shortened where it is long or deep."""
     return _SHORT.repr(value)
 

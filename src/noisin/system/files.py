@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, NoReturn, Tuple, Union
 
-from noisin.system.errors import UserError, printable
+from noisin.system.errors import UserError, escape_unprintable
 
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
 MAX_FILE = MEMORY // 2  # bytes; a file that is read whole must leave room for what is made of it
@@ -275,7 +275,7 @@ def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
             file.close()
             raise UserError(f"{path.parent} is in use by {holder}: wait for it, or stop it")
         if waited >= BRIEF and not told:
-            print(printable(f"waiting for {_holder(file)}, which uses {path.parent}"), file=sys.stderr)
+            print(escape_unprintable(f"waiting for {_holder(file)}, which uses {path.parent}"), file=sys.stderr)
             told = True
         time.sleep(0.1)
     try:
