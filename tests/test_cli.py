@@ -213,7 +213,7 @@ def own_run(tmp_path_factory):
 
 
 def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: None)
+    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: {"status": "finished"})
     (tmp_path / "text.txt").write_text("one two three four\n" * 700)
     training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
     assert main(training) == 0
@@ -226,7 +226,8 @@ def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert main(["evaluate", str(own_run / "run"), "--split", "test"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = json.loads((own_run / "run" / "record.json").read_text())
-    assert printed == {"split": "test", **record["test_ppl"]}
+    text = {"corpus": "text.txt", "split": "test", "words": 360}
+    assert printed == {**text, **record["test_ppl"]}
     assert printed["bound"] >= printed["averaged"] > 1
 
 
@@ -297,13 +298,73 @@ def test_sample_leaves_unknown_words_out_if_asked_to(own_run, capsys):
     assert "<unk>" not in capsys.readouterr().out
 
 
-def test_a_run_whose_text_has_changed_is_refused(own_run, capsys, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_text("one two three\n" * 50)
-    assert "trained on another text" in refused(capsys, "evaluate", str(own_run / "run"), "--corpus", str(other))
+def evaluated(capsys, run, *options):
+    """What `noisin evaluate` prints, as an object, and what it says beside that."""
+    assert main(["evaluate", str(run), "--samples", "2", *map(str, options)]) == 0
+    captured = capsys.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+def test_a_text_that_has_moved_is_the_runs(own_run, capsys, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_bytes((own_run / "text.txt").read_bytes())
-    assert main(["evaluate", str(own_run / "run"), "--corpus", str(moved), "--samples", "1"]) == 0
+    found, notes = evaluated(capsys, own_run / "run", "--corpus", moved, "--split", "test")
+    here, _ = evaluated(capsys, own_run / "run", "--split", "test")
+    assert {**found, "corpus": ""} == {**here, "corpus": ""} and notes == ""
+
+
+def test_another_text_is_evaluated_in_the_runs_words(own_run, capsys, tmp_path):
+    """Its own vocabulary is another one; one file is evaluated whole, of a folder the split."""
+    run, whole = own_run / "run", tmp_path / "whole.txt"
+    lines = ["zebra one two three four", "five six seven"] * 30
+    whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found, notes = evaluated(capsys, run, "--corpus", whole)
+    assert (found["corpus"], found["split"], found["words"]) == ("whole.txt", "all", 30 * 10)
+    assert notes == "noisin: 30 of 240 words (12.5%) are not in the run's vocabulary and count as <unk>\n"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text("four three two\n" if split == "train" else "one two three four\n" * 40)
+    by_split = {split: evaluated(capsys, run, "--corpus", folder, "--split", split)[0] for split in ("valid", "test")}
+    assert by_split["valid"]["words"] == 200 and by_split["valid"]["clean"] == by_split["test"]["clean"]
+    # The same words as the run's own test split, from another vocabulary: the same perplexity.
+    own = load_corpus(str(own_run / "text.txt"))
+    text = " ".join(own.vocabulary.idx_to_token[i] for i in own.test).replace(" <eos>", "\n")
+    (folder / "test.txt").write_text(text, encoding="utf-8")
+    again, notes = evaluated(capsys, run, "--corpus", folder, "--split", "test")
+    assert again["clean"] == evaluated(capsys, run, "--split", "test")[0]["clean"]
+    assert ": 0 of " in notes
+    one_line = tmp_path / "line.txt"
+    one_line.write_text("one <unk> zebra", encoding="utf-8")  # too short to be a corpus
+    found, notes = evaluated(capsys, run, "--corpus", one_line)
+    assert found["words"] == 4 and ": 1 of 3 words" in notes
+    assert "no such corpus or file" in refused(capsys, "evaluate", str(run), "--corpus", str(tmp_path / "gone.txt"))
+
+
+def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys):
+    run = own_run / "run"
+    without, _ = evaluated(capsys, run)
+    found, _ = evaluated(capsys, run, "--particles", 8, "--repetitions", 2)
+    assert {name: found[name] for name in without} == without
+    assert set(found) - set(without) == {
+        *("marginal", "marginal_deviation", "effective_particles", "particles", "repetitions")
+    }
+    assert (found["particles"], found["repetitions"]) == (8, 2) and 1 <= found["effective_particles"] <= 8
+    assert found["clean"] * 0.9 < found["marginal"] <= found["bound"] * 1.01
+    for mistake in ("0", "-1", "many"):
+        assert "--particles" in refused(capsys, "evaluate", str(run), "--particles", mistake)
+    assert "of memory or more" in refused(capsys, "evaluate", str(run), "--particles", "999999999")
+
+
+def test_a_text_that_has_changed_is_said(own_run, capsys):
+    run, text = own_run / "run", own_run / "text.txt"
+    before = text.read_bytes()
+    try:
+        text.write_text("one two three\n" * 50, encoding="utf-8")
+        says = "text.txt has changed since"
+        assert says in refused(capsys, "evaluate", str(run)) and "--corpus" in refused(capsys, "evaluate", str(run))
+    finally:
+        text.write_bytes(before)
 
 
 def edit_config(run, edit):

@@ -630,7 +630,7 @@ def test_train_perplexity_is_that_of_the_words_trained_on(tmp_path, corpus):
     config = Config(learning_rate=0.0, **{**SMALL, "epochs": 1})
     record = run(config, tmp_path, corpus)
     model = initial_model(config, len(corpus.vocabulary), mx.cpu())
-    expected = make_evaluator(model, config, corpus, mx.cpu()).clean(corpus.train)
+    expected = make_evaluator(model, config, corpus.vocabulary, mx.cpu()).clean(corpus.train)
     assert record["epochs"][0]["train_ppl"] == pytest.approx(expected, rel=2e-3)
     assert record["epochs"][0]["valid_ppl"] == pytest.approx(expected, rel=0.02)
 

@@ -13,15 +13,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
+import gluonnlp
 import mxnet as mx
+import numpy as np
 from tqdm import tqdm
 
 from noisin import __version__
 from noisin.config import Config, config_from_dict, recorded_config
 from noisin.data.batches import left_out_notice
-from noisin.data.corpus import Corpus, load_corpus
+from noisin.data.corpus import Corpus, load_corpus, load_split
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES, full_name
 from noisin.data.table1 import table1
@@ -164,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
     _add_run(evaluate)
-    evaluate.add_argument("--corpus", help="where the run's own text now lies, if it has moved")
+    evaluate.add_argument(
+        "--corpus", help="another text (one file: all of it), or where the run's own text now lies (default: the run's)"
+    )
     _add_data_dir(evaluate)
     evaluate.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
@@ -172,6 +176,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=positive, help="trajectories of the noise (default: the run's)")
     evaluate.add_argument(
         "--seed", type=natural, default=0, help="random seed for the noise (default: 0, the record's)"
+    )
+    evaluate.add_argument(
+        "--particles",
+        type=positive,
+        metavar="P",
+        help="estimate log p(x), with the noise integrated out, by a particle filter of so many trajectories; takes as "
+        "long as P samples",
+    )
+    evaluate.add_argument(
+        "--repetitions", type=positive, default=3, metavar="N", help="independent particle filters (default: 3)"
     )
     evaluate.set_defaults(command=_evaluate)
 
@@ -273,25 +287,34 @@ def _data(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     device = find_device(arguments.device)
-    if arguments.in_own_process:
-        _restart_with_threads(arguments.threads, config)
     corpus = config_corpus(config, arguments.data_dir)
+    directory = arguments.run_dir or Path("runs") / run_name(config, corpus)
+    if arguments.in_own_process:
+        _restart_with_threads(arguments.threads or _chosen_threads(config, RunDirectory(directory)))
     notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
     if notice:
         _report(notice)
-    directory = arguments.run_dir or Path("runs") / run_name(config, corpus)
     shown = {"progress": not arguments.quiet, "events": arguments.events}
     record = train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
     return DIVERGED if record["status"] == "diverged" else 0
 
 
-def _restart_with_threads(given: Optional[int], config: Config) -> None:
+def _chosen_threads(config: Config, directory: RunDirectory) -> int:
+    """The threads of a run where the user does not say: those that it was begun with, or as many as are idle."""
+    if not threads_were_chosen():
+        return threads()
+    try:
+        progress = directory.load()
+    except UserError:  # which is said when the run goes on
+        progress = None
+    if progress and progress.origins:
+        return progress.origins[-1]["hardware"]["threads"]
+    useful = useful_threads(config.hidden, threads())
+    return min(useful, idle_cores()) if useful > 1 else useful
+
+
+def _restart_with_threads(wanted: int) -> None:
     """Start this command anew with the threads that it is to have: MXNet asks for them once, while it is imported."""
-    wanted = given or threads()
-    if not given and threads_were_chosen():
-        wanted = useful_threads(config.hidden, wanted)
-        if wanted > 1:
-            wanted = min(wanted, idle_cores())
     if wanted != threads():
         os.environ["OMP_NUM_THREADS"] = str(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "noisin", *sys.argv[1:]])
@@ -324,20 +347,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = directory.read_config()
     if arguments.samples:
         config = dataclasses.replace(config, eval_samples=arguments.samples)
+    vocabulary = ordered_vocabulary(directory.read_vocabulary())
+    name, part, tokens = _evaluated_text(directory, config, vocabulary, arguments)
+    at_once = max(evaluated_at_once(config), config.eval_batch_size * (arguments.particles or 1))
+    model, device = _best_model(directory, config, len(vocabulary), at_once, arguments.device)
+    evaluator = make_evaluator(model, config, vocabulary, device, progress=True)
+    seed = evaluation_seed(config.seed, arguments.seed)
+    result = evaluator.all(tokens, seed)
+    if arguments.particles:
+        result.update(evaluator.marginal(tokens, arguments.particles, arguments.repetitions, seed))
+    found = {"corpus": name, "split": part, "words": len(tokens)}
+    print(json.dumps({**found, **finite_or_null(result)}))
+
+
+def _evaluated_text(
+    directory: RunDirectory, config: Config, vocabulary: gluonnlp.Vocab, arguments: argparse.Namespace
+) -> Tuple[str, str, np.ndarray]:
+    """The corpus that `evaluate` is to look at, which part of it, and its tokens as ids of the run's vocabulary."""
+    if arguments.corpus is None:
+        try:
+            corpus = config_corpus(config, arguments.data_dir)
+        except UserError as error:
+            if config.corpus in NAMES:
+                raise
+            raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
+        if corpus.digest != directory.corpus_sha256:
+            raise UserError(f"{corpus.name} has changed since {arguments.run} was trained: name a text with --corpus")
+        return corpus.name, arguments.split, getattr(corpus, arguments.split)
     try:
         corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
-    except UserError as error:
-        if arguments.corpus or config.corpus in NAMES:
-            raise
-        raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
-    if corpus.digest != directory.corpus_sha256:
-        raise UserError(f"{arguments.run} was trained on another text than {corpus.name} is now: give --corpus")
-    at_once = evaluated_at_once(config)
-    model, device = _best_model(directory, config, len(corpus.vocabulary), at_once, arguments.device)
-    evaluator = make_evaluator(model, config, corpus, device, progress=True)
-    seed = evaluation_seed(config.seed, arguments.seed)
-    result = evaluator.all(getattr(corpus, arguments.split), seed)
-    print(json.dumps({"split": arguments.split, **finite_or_null(result)}))
+        if corpus.digest == directory.corpus_sha256:  # the run's own, which has moved
+            return corpus.name, arguments.split, getattr(corpus, arguments.split)
+    except UserError:
+        pass  # too short to be trained on, or worse, which is said now
+    part, tokens, unknown = load_split(arguments.corpus, arguments.split, vocabulary, arguments.data_dir)
+    words = int((tokens != vocabulary["<eos>"]).sum())
+    share = f"{unknown:,} of {words:,} words ({unknown / max(words, 1):.1%})"
+    print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
+    return os.path.basename(os.path.abspath(arguments.corpus)), part, tokens
 
 
 def _sample(arguments: argparse.Namespace) -> None:

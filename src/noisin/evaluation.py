@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Dict, Optional, Tuple
 
+import gluonnlp
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
@@ -12,7 +13,6 @@ from tqdm import tqdm
 
 from noisin.config import Config
 from noisin.data.batches import evaluation_batches
-from noisin.data.corpus import Corpus
 from noisin.graphs import traced_for
 from noisin.model import LanguageModel
 from noisin.objective import AveragedLikelihood, averaged, bound, jackknife, leave_one_out, perplexity
@@ -206,7 +206,7 @@ class Evaluator:
 
 
 def make_evaluator(
-    model: LanguageModel, config: Config, corpus: Corpus, device: mx.Context, progress: bool = False
+    model: LanguageModel, config: Config, vocabulary: gluonnlp.Vocab, device: mx.Context, progress: bool = False
 ) -> Evaluator:
     """Build the evaluator that `config` describes.
 
@@ -214,8 +214,8 @@ def make_evaluator(
     ----------
     model : LanguageModel
     config : Config
-    corpus : Corpus
-        Gives the id of `<eos>`.
+    vocabulary : gluonnlp.Vocab
+        The model's.
     device : mxnet.Context
     progress : bool, default False
         As in `Evaluator`.
@@ -224,5 +224,5 @@ def make_evaluator(
     -------
     Evaluator
     """
-    eos = corpus.vocabulary["<eos>"]
+    eos = vocabulary["<eos>"]
     return Evaluator(model, eos, config.eval_batch_size, config.unroll, config.eval_samples, device, progress)

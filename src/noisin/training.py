@@ -159,7 +159,7 @@ class _Run:
         self.origin = origin(device)  # of the code that is loaded now, not of what the checkout holds hours later
         self.model = initial_model(config, len(corpus.vocabulary), device)
         self.step = TrainingStep(self.model, config, device)
-        self.evaluator = make_evaluator(self.model, config, corpus, device, progress)
+        self.evaluator = make_evaluator(self.model, config, corpus.vocabulary, device, progress)
         self.progress = directory.recover(report) or Progress(started=now())
         if self.progress.epochs and self.progress.status == "running":
             directory.restore(self.model, self.step.trainer, self.progress)

@@ -135,6 +135,12 @@ def test_a_large_network_takes_the_idle_cores(tmp_path):
     assert idle <= trained_with(tmp_path, SMALL) <= usable_cores()
 
 
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path):
+    assert trained_with(tmp_path, 4, "--threads", "2") == 2
+    assert trained_with(tmp_path, 4, "--epochs", "2") == 2
+    assert trained_with(tmp_path, 4, "--epochs", "3", "--threads", "1") == [2, 1]
+
+
 def test_threads_that_the_user_gave_stay(tmp_path):
     assert trained_with(tmp_path, 4, "--threads", "2") == 2
     assert trained_with(tmp_path / "variable", 4, OMP_NUM_THREADS=2) == 2

@@ -8,14 +8,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Optional
+from typing import Dict, Iterable, Mapping, Optional, Tuple
 
 import gluonnlp
 import numpy as np
 
 from noisin.data import synthetic
 from noisin.data.cache import encoded
-from noisin.data.encoding import ordered_vocabulary
+from noisin.data.encoding import encode_with, ordered_vocabulary, translate
 from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
 from noisin.system.errors import UserError, escape_control
 from noisin.system.files import read_regular
@@ -106,6 +106,42 @@ def load_corpus(
     if label in NAMES:
         label = f"own-{label}"  # no table may take it for the published one
     return _load(label, texts, max_vocabulary or OWN_VOCABULARY)
+
+
+def load_split(
+    name: str, split: str, vocabulary: gluonnlp.Vocab, data_dir: Optional[str] = None
+) -> Tuple[str, np.ndarray, int]:
+    """Find and check one split of a corpus, or the whole of a text in a single file, and encode it by a vocabulary.
+
+    Parameters
+    ----------
+    name, data_dir
+        As in `load_corpus`.
+    split : str
+        ``train``, ``valid`` or ``test``; of a single file all is taken.
+    vocabulary : gluonnlp.Vocab
+        That of another corpus.
+
+    Returns
+    -------
+    (str, array (N,) of int32, int)
+        The split, ``all`` of a single file; its token ids, ``<unk>`` for words that the vocabulary lacks; and how many
+        these are.
+
+    Raises
+    ------
+    UserError
+        As `load_corpus`.
+    """
+    name = full_name(name)
+    if name == "synthetic":
+        corpus = _synthetic_corpus()
+        return (split, *translate(corpus.vocabulary.idx_to_token, getattr(corpus, split), vocabulary))
+    if name in PUBLISHED:
+        return (split, *encode_with(find_texts(PUBLISHED[name], data_dir, download=True)[split], vocabulary))
+    files = _own_files(Path(os.path.expanduser(name)))
+    part, file = ("all", files["text"]) if "text" in files else (split, files[split])
+    return (part, *encode_with(Text(file, read_regular(file, "UTF-8 text")), vocabulary))
 
 
 def _synthetic_corpus() -> Corpus:

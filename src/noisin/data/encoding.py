@@ -24,23 +24,47 @@ PIECE = 2**16  # bytes of a text that are read at a time, and characters of the 
 
 
 def encode(texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Tuple[List[str], Dict[str, np.ndarray]]:
-    """Return the types of the vocabulary that the training split's counts make, and every split as their ids.
-
-    One pass over the text numbers its words as they first appear: four bytes a token, where words as Python strings, as
-    gluonnlp's CorpusDataset keeps them, take fifty and more.
-    """
-    numbers: DefaultDict[str, int] = defaultdict()
-    numbers.default_factory = numbers.__len__
+    """Return the types of the vocabulary that the training split's counts make, and every split as their ids."""
     splits = {}
-    for part, text in texts.items():
-        words, ends = _number_words(text, numbers)
-        if len(words) == len(ends):  # a line is never shorter than its <eos>
-            raise UserError(f"{text.path}: holds no word; expected UTF-8 text")
-        splits.update({part: words} if part in SPLITS else _split(text.path, words, ends))
+    numbers, numbered = _number_texts(texts)
+    for part, (words, ends) in numbered.items():
+        splits.update({part: words} if part in SPLITS else _split(texts[part].path, words, ends))
     counts = np.bincount(splits["train"], minlength=len(numbers))
     vocabulary = _vocabulary({word: count for word, count in zip(numbers, counts.tolist()) if count}, max_vocabulary)
     ids = np.fromiter(map(vocabulary.token_to_idx.__getitem__, numbers), dtype=np.int32, count=len(numbers))
     return vocabulary.idx_to_token, {split: ids[splits[split]] for split in SPLITS}
+
+
+def encode_with(text: Text, vocabulary: gluonnlp.Vocab) -> Tuple[np.ndarray, int]:
+    """Return a whole text as ids of a given vocabulary, and how many of its words the vocabulary lacks."""
+    numbers, numbered = _number_texts({"text": text})
+    words, _ = numbered["text"]
+    return translate(list(numbers), words, vocabulary)
+
+
+def translate(types: Sequence[str], tokens: np.ndarray, vocabulary: gluonnlp.Vocab) -> Tuple[np.ndarray, int]:
+    """Return tokens, which are places in `types`, as ids of a vocabulary, and how many of them it lacks."""
+    unknown = np.array([word not in vocabulary.token_to_idx for word in types])
+    return np.array(vocabulary[list(types)], dtype=np.int32)[tokens], int(unknown[tokens].sum())
+
+
+def _number_texts(
+    texts: Mapping[str, Text],
+) -> Tuple[DefaultDict[str, int], Dict[str, Tuple[np.ndarray, np.ndarray]]]:
+    """Number the words of texts as they first appear, in one pass.
+
+    That takes four bytes a token, where words as Python strings, as gluonnlp's CorpusDataset keeps them, take fifty and
+    more.
+    """
+    numbers: DefaultDict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    numbered = {}
+    for part, text in texts.items():
+        words, ends = _number_words(text, numbers)
+        if len(words) == len(ends):  # a line is never shorter than its <eos>
+            raise UserError(f"{text.path}: holds no word; expected UTF-8 text")
+        numbered[part] = words, ends
+    return numbers, numbered
 
 
 def _split(path: Path, words: np.ndarray, ends: np.ndarray) -> Dict[str, np.ndarray]:
