@@ -246,7 +246,7 @@ def test_no_flipped_bit_of_a_state_is_taken(tmp_path, corpus):
         try:
             assert directory.load() == progress  # as an e of an exponent that is an E
         except UserError as refusal:
-            assert str(refusal).startswith(f"{state} is damaged")
+            assert str(refusal).startswith((f"{state} is damaged", f"{state} is not"))
 
 
 def flipped(content, place):
@@ -272,7 +272,7 @@ def test_a_run_with_a_flipped_bit_ends_as_one_without_or_is_refused_in_one_line(
                 assert without_times(run(config, copy, corpus)) == without_times(whole)
                 outcomes.append(path.name)
             except UserError as refusal:
-                assert path.name == "config.json" and "config.json is damaged" in str(refusal)
+                assert path.name == "config.json" and re.search("config.json is (damaged|not)", str(refusal))
     assert outcomes.count("state.json") == 2 and "vocabulary.txt" in outcomes and "config.json" not in outcomes
 
 

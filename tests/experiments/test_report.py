@@ -799,7 +799,7 @@ def test_without_measurements_there_is_no_section_of_them(tmp_path):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("{", "is damaged"),
+        ("{", "is not JSON"),
         ("{}", "is not the record of a run: it has no 'digest'"),
         (json.dumps({**seal(record_of(NONE)), "valid_ppl": 99.0}), "was changed after it was written"),
         (json.dumps(seal({**record_of(NONE), "config": {"unheard_of": 1}})), "unknown option 'unheard_of'"),

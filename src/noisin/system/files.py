@@ -161,9 +161,9 @@ def read_json(path: Path) -> Dict[str, Any]:
     try:
         content = parse_json(read_regular(path, "a JSON object", MAX_JSON))
     except ValueError as error:
-        raise UserError(f"{path} is damaged: it is not JSON ({error})") from None
+        raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object")
+        raise UserError(f"{path} is not a JSON object, as {{\"hidden\": 64}} is one")
     return content
 
 
