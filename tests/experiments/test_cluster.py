@@ -195,7 +195,7 @@ def kill_what_trains(cluster, done, kills):
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    "runs", [16, pytest.param(500, marks=pytest.mark.load(reason="takes ten minutes; the same is run with 16 runs"))]
+    "runs", [10, pytest.param(500, marks=pytest.mark.load(reason="takes ten minutes; the same is run with 10 runs"))]
 )
 def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cluster, tmp_path, capsys, runs):
     configs = [Config(method=list(METHODS)[n % 4], seed=n // 4, epochs=2, **SMALLEST) for n in range(runs)]
