@@ -21,7 +21,6 @@ from noisin.system.errors import UserError
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")
 APPROXIMATE = "≈"
-LARGEST = 1e100  # a perplexity whose square, and a sum of some, is still a float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +87,7 @@ class Run:
 
 
 def _perplexity(value: Optional[float]) -> float:
-    """A perplexity to compute with: none is below 1, and one above `LARGEST` is as good as infinite."""
-    return math.inf if value is None or value > LARGEST else max(value, 1.0)
+    return math.inf if value is None else value
 
 
 def variant_of(config: Config) -> str:

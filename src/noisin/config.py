@@ -323,7 +323,7 @@ def _check(entry: dataclasses.Field, value: Any) -> None:
         values = value
     elif kind is str:
         if bounds["choices"]:
-            if value not in bounds["choices"]:
+            if not isinstance(value, str) or value not in bounds["choices"]:
                 raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
         elif not isinstance(value, str) or not _is_plain(value):
             raise UserError(f"{where}: it must be text of at most {_LONGEST:,} characters, none of them for control")

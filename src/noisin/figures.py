@@ -105,7 +105,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for layer in range(layers):
             style: Dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[layer % len(DASHES)]}
             label = _label(record, records) + (f", layer {layer + 1}" if layers > 1 else "")
-            values = [_drawable(entry["gamma"][layer]) for entry in record["epochs"]]
+            values = [entry["gamma"][layer] for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
     for bound in sorted({record["config"]["lower_bound"] for record in records}):
         axes.axhline(bound, color="#777777", linewidth=1)
@@ -145,7 +145,6 @@ def _panel(
     _label_axes(axes, title)
     axes.set_ylim(*_limits(records, key, floor, headroom))
     if floor is not None:
-        floor = _drawable(floor)
         axes.axhline(floor, color="#777777", linewidth=1)
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
         axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place).set_in_layout(False)
@@ -280,10 +279,10 @@ def _curve(
     """Draw one run's curve, with a star at its best epoch on validation; plainer if it is one of several seeds."""
     epochs = [entry["epoch"] for entry in record["epochs"]]
     style = {**_look(record, shade), **({} if alone else SEEDS)}
-    axes.plot(epochs, [_drawable(entry[key]) for entry in record["epochs"]], label=label, **style)
+    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, **style)
     if key == "valid_ppl" and record["best_epoch"]:
         star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12 if alone else 7, "zorder": 3}
-        axes.plot(record["best_epoch"], _drawable(record["valid_ppl"]), "*", **star)
+        axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -319,11 +318,6 @@ def _label_axes(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _drawable(value: float) -> float:
-    """Return the value within what matplotlib can scale; a record may have any float."""
-    return min(max(value, 1e-9), 1e99)
-
-
 def _limits(
     records: Sequence[Mapping[str, Any]], key: str, floor: Optional[float], headroom: float
 ) -> Tuple[Optional[float], Optional[float]]:
@@ -331,7 +325,7 @@ def _limits(
 
     The steep first descent is cut off, because it would hide the rest.
     """
-    lowest = [_drawable(min(entry[key] for entry in record["epochs"])) for record in records if record["epochs"]]
+    lowest = [min(entry[key] for entry in record["epochs"]) for record in records if record["epochs"]]
     if not lowest:
         return None, None
-    return 0.96 * min([*lowest, _drawable(floor or lowest[0])]), headroom * max(lowest)
+    return 0.96 * min([*lowest, floor or lowest[0]]), headroom * max(lowest)

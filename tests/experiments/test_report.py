@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import re
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -37,7 +36,7 @@ from experiments.report.tables import (
     verdicts_frame,
 )
 from noisin.config import config_from_dict
-from noisin.runs.formats import seal
+from noisin.runs.formats import LARGEST, seal
 from noisin.system.errors import UserError, escape_control
 from noisin.system.files import read_json, write_json
 
@@ -439,22 +438,22 @@ def test_variants_are_compared_on_the_seeds_that_all_have(tmp_path):
     assert choose(runs, "noisin").config.gamma == [0.1]
 
 
-@pytest.mark.parametrize("low, high", [(5e-324, 1.0), (1e15, 1e200), (1e200, sys.float_info.max)])
+@pytest.mark.parametrize("low, high", [(1.0, 1.0), (1.0, LARGEST), (LARGEST, LARGEST)])
 def test_a_valid_record_of_extreme_numbers_is_shown_too(tmp_path, low, high):
     records = []
     for seed, config in itertools.product((1, 2), (NONE, NOISIN, LEARNED)):
-        record = record_of(changed(config, seed=seed), valid=low, best=1, floor_ppl=high, parameters=10**30)
+        record = record_of(changed(config, seed=seed), valid=low, best=1, floor_ppl=high, parameters=2**53)
         for epoch in record["epochs"]:
             epoch.update(valid_ppl=low if epoch["epoch"] == 1 else high, train_ppl=high, seconds=low)
             epoch.update(tokens_per_second=high, gamma=[high] * len(record["gamma"]))
         record.update(gamma=record["epochs"][0]["gamma"])
-        record["test_ppl"].update(clean=low, bound=high, averaged=low, samples=2 if seed == 1 else 10**30)
+        record["test_ppl"].update(clean=low, bound=high, averaged=low, samples=2 if seed == 1 else 1000)
         for name in ("averaged_limit", "averaged_limit_error"):
             del record["test_ppl"][name]
         records.append(record)
     report(tmp_path, *records)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "figure2.csv").read_text())))
-    assert (rows[0]["valid_ppl"], rows[1]["test_samples"]) == (repr(low), str(10**30))
+    assert (rows[0]["valid_ppl"], rows[1]["test_samples"]) == (repr(low), str(1000))
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\x00"])

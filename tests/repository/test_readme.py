@@ -41,7 +41,6 @@ def test_the_training_commands_of_the_readme_are_accepted(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     Path("my-book.txt").write_text("a line of the book\n" * 100)
     trained = []
-    monkeypatch.setattr(cli, "train", lambda config, *rest, **options: trained.append(config))
-    monkeypatch.setattr(cli, "config_corpus", lambda config, data_dir: None)
+    monkeypatch.setattr(cli, "train", lambda config, *_, **__: trained.append(config) or {"status": "finished"})
     assert main(["train", *line.replace("'", "").split()]) == 0
     assert "noisin" in trained[0].method

@@ -58,7 +58,10 @@ def _make_folder(path: Path) -> None:
     """Make a folder and those above it so that a power failure does not undo it."""
     if not path.is_dir():
         _make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError:  # a file
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         _sync_folder(path.parent)
 
 
@@ -163,7 +166,7 @@ def read_json(path: Path) -> Dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object, as {{\"hidden\": 64}} is one")
+        raise UserError(f'{path} is not a JSON object, as {{"hidden": 64}} is one')
     return content
 
 
