@@ -625,6 +625,16 @@ def test_the_record_has_what_tools_read(tmp_path, corpus):
     assert [json.loads(line) for line in lines] == record["epochs"]
 
 
+def test_the_record_has_the_marginal_likelihood_if_asked_for(tmp_path, corpus):
+    options = {**SMALL, "epochs": 1, "eval_batch_size": 50}
+    plain = run(Config(method="noisin", **options), tmp_path / "plain", corpus)["test_ppl"]
+    test = run(Config(method="noisin", eval_particles=5, **options), tmp_path / "particles", corpus)["test_ppl"]
+    assert {name: test[name] for name in plain} == plain
+    assert (test["particles"], test["repetitions"]) == (5, 3) and 1 < test["effective_particles"] <= 5
+    assert 0 < test["marginal_deviation"] < 0.1 * test["marginal"] and test["marginal"] < 1.01 * test["bound"]
+    assert read_record(tmp_path / "particles" / "record.json")["test_ppl"] == test
+
+
 def test_train_perplexity_is_that_of_the_words_trained_on(tmp_path, corpus):
     """With a rate of 0 nothing is learned: the training set scores as the evaluator scores it, but for its edges."""
     config = Config(learning_rate=0.0, **{**SMALL, "epochs": 1})

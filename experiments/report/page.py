@@ -228,6 +228,7 @@ def table_row(line: Line) -> List[Cell]:
     """One line of an experiment's table as the page shows it; perplexities of ours lead to the run."""
     shown = cells(line)
     notes = [(name, shown[name]) for name in METHODS[line.method].columns if name in shown]
+    notes += [("perplexity of log p(x)", shown["test marginal"])] if "test marginal" in shown else []
     notes += [("chosen by validation", "★")] if line.rivals and line.chosen else []
     row = [Cell((shown["method"],), notes=notes)]
     for column in COLUMNS:

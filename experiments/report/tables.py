@@ -88,6 +88,8 @@ def cells(line: Line) -> Dict[str, str]:
     beside = "-" if published is None else number(published)
     if run is None:
         return {**shown, "published": beside, "status": NOT_RUN}
+    marginal = (run.record["test_ppl"] or {}).get("marginal")
+    shown.update({"test marginal": number(marginal)} if marginal else {})
     return {
         **shown,
         "gamma": ", ".join(f"{gamma:.3f}" for gamma in run.record["gamma"]) or "-",
@@ -117,6 +119,8 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     columns_of = [name for line in found for name in METHODS[line.method].columns]
     among_rivals = [name for name in dict.fromkeys(("chosen", *columns_of)) if any(name in row for row in shown)]
     columns = [name for name in COLUMNS if experiment.published or name != "published"]
+    if any("test marginal" in row for row in shown):
+        columns.insert(columns.index("test limit") + 1, "test marginal")
     names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
     table = pd.DataFrame(shown, columns=names)
     return table.astype({name: object for name in table if table[name].isna().all()}).fillna("-")
@@ -180,6 +184,8 @@ EXACT = (
     "test_limit",
     "test_limit_estimated",
     "test_samples",
+    "test_marginal",
+    "test_marginal_deviation",
     "published",
     "status",
     "chosen",
@@ -206,6 +212,7 @@ def _values(line: Line) -> Dict[str, Any]:
         row.update({name: record.get(name) for name in ("seed", "dtype", "best_epoch", "valid_ppl", "status", "git")})
         test = record["test_ppl"] or {}
         row.update({f"test_{name}": test.get(name) for name in ("clean", "bound", "averaged", "samples")})
+        row.update({f"test_{name}": test.get(name) for name in ("marginal", "marginal_deviation")})
         row.update(test_limit=_finite(line.run.test("limit")), test_limit_estimated=line.run.approximate)
         row.update(gamma=" ".join(map(repr, record["gamma"])), epochs=len(line.run.epochs), record=line.run.file)
         row.update(chosen=_choice(line))

@@ -184,8 +184,8 @@ class Config:
     samples: int = option(1, "S, noise trajectories in training (paper: 1)", low=1, high=1000, group="training")
     objective: str = option(
         "averaged-log",
-        "bound on log p(x) to maximise: the mean of S log-likelihoods (paper, eq. 1), or the log of the mean of S "
-        "likelihoods, which is tighter",
+        "bound on log p(x) to maximise: the mean of log p(x|z) over S trajectories (paper, eq. 1), or the log of the "
+        "mean of p(x|z), which is tighter",
         choices=OBJECTIVES,
         group="training",
     )
@@ -208,6 +208,14 @@ class Config:
         "S, noise trajectories of the bound and averaged test perplexities (paper: averages, S not stated)",
         low=1,
         high=1000,
+        group="evaluation",
+    )
+    eval_particles: int = option(
+        0,
+        "particles of the filter that estimates log p(x) of the test at the end (0: no estimate); takes as long as 3 "
+        "times as many eval_samples",
+        low=0,
+        high=1e5,
         group="evaluation",
     )
 
@@ -259,6 +267,7 @@ class Config:
             ("objective", "method", method.stochastic),
             ("objective", "samples", self.samples > 1),
             ("eval_samples", "method", method.stochastic),
+            ("eval_particles", "method", method.stochastic),
             ("activation", "cell", self.cell == "rnn"),
             ("forget_bias", "cell", self.cell == "lstm"),
             ("decay_after", "decay", self.decay != 1),

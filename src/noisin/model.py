@@ -323,7 +323,8 @@ def initial_model(
 
 def evaluated_at_once(config: Config) -> int:
     """Return the number of words that evaluation predicts at once, over all trajectories."""
-    return config.unroll * config.eval_batch_size * (config.eval_samples if config.acts("eval_samples") else 1)
+    samples = config.eval_samples if config.acts("eval_samples") else 1
+    return config.eval_batch_size * max(config.unroll * samples, config.eval_particles)
 
 
 def _check_memory(model: LanguageModel, predictions: int) -> None:

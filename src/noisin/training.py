@@ -285,7 +285,11 @@ class _Run:
         test_ppl = None
         if self.progress.best_epoch is not None:
             self.directory.load_best_weights(self.model)
-            test_ppl = finite_or_null(self.evaluator.all(self.corpus.test, seed=evaluation_seed(self.config.seed)))
+            seed, particles = evaluation_seed(self.config.seed), self.config.eval_particles
+            found = self.evaluator.all(self.corpus.test, seed)
+            if particles:
+                found.update(self.evaluator.marginal(self.corpus.test, particles, seed=seed))
+            test_ppl = finite_or_null(found)
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus)
         write_record(self.directory.record_path, record)
         self.directory.tidy(record)

@@ -438,6 +438,23 @@ def test_variants_are_compared_on_the_seeds_that_all_have(tmp_path):
     assert choose(runs, "noisin").config.gamma == [0.1]
 
 
+def test_a_marginal_perplexity_is_shown_where_there_is_one(tmp_path):
+    with_it = record_of(NOISIN)
+    found = {"marginal": 87.65, "marginal_deviation": 0.25, "effective_particles": 50.0, "particles": 100}
+    with_it["test_ppl"].update(**found, repetitions=3)
+    page = report(tmp_path, with_it, record_of(NONE))
+    row = next(
+        row for row in csv.DictReader(io.StringIO((tmp_path / "out" / "figure2.csv").read_text())) if row["gamma"]
+    )
+    assert (row["test_marginal"], row["test_marginal_deviation"]) == ("87.65", "0.25")
+    table = (tmp_path / "out" / "figure2.md").read_text()
+    assert "test marginal" in table and "87.7" in table
+    assert "87.7" in (tmp_path / "out" / "index.html").read_text()
+    (tmp_path / "without").mkdir()
+    report(tmp_path / "without", record_of(NONE))
+    assert "test marginal" not in (tmp_path / "without" / "out" / "figure2.md").read_text()
+
+
 @pytest.mark.parametrize("low, high", [(1.0, 1.0), (1.0, LARGEST), (LARGEST, LARGEST)])
 def test_a_valid_record_of_extreme_numbers_is_shown_too(tmp_path, low, high):
     records = []

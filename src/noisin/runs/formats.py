@@ -187,6 +187,12 @@ _SCHEMAS: Dict[str, Schema] = {
                     # Not in older records; as an estimate, the limit may be below 1.
                     averaged_limit=_or_null(_POSITIVE),
                     averaged_limit_error=_or_null(_number("a number from 0", 0)),
+                    # Of runs with --eval-particles.
+                    marginal=_or_null(_PERPLEXITY),
+                    marginal_deviation=_or_null(_number("a number from 0", 0)),
+                    effective_particles=_or_null(_number("a number from 1", 0.99)),  # up to rounding
+                    particles=_integer(1, 10**5),
+                    repetitions=_integer(1, 10**5),
                 )
             ),
             "status": _one_of("finished", "early-stopped", "diverged"),
