@@ -442,7 +442,7 @@ def test_a_marginal_perplexity_is_shown_where_there_is_one(tmp_path):
     with_it = record_of(NOISIN)
     found = {"marginal": 87.65, "marginal_deviation": 0.25, "effective_particles": 50.0, "particles": 100}
     with_it["test_ppl"].update(**found, repetitions=3)
-    page = report(tmp_path, with_it, record_of(NONE))
+    report(tmp_path, with_it, record_of(NONE))
     row = next(
         row for row in csv.DictReader(io.StringIO((tmp_path / "out" / "figure2.csv").read_text())) if row["gamma"]
     )
