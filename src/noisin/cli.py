@@ -194,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--words", type=positive, default=100, help="how many (default: 100)")
     sample.add_argument("--prompt", default="", help="words to begin with (default: the beginning of a sentence)")
     sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
+    sample.add_argument("--top-k", type=positive, metavar="K", help="draw from the K likeliest words (default: all)")
+    sample.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest words that have probability P together",
+    )
     sample.add_argument("--no-unk", action="store_true", help="draw no <unk>, the word for unknown words")
     sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
     sample.set_defaults(command=_sample)
@@ -399,7 +407,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     prompt = vocabulary[["<eos>"] + words]
     try:
         excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
-        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, excluded)
+        limits = {"excluded": excluded, "top_k": arguments.top_k, "top_p": arguments.top_p}
+        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, **limits)
         drawn = (escape_control(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
         text, separator = itertools.chain(map(escape_control, words), drawn), ""
         for word in text:
