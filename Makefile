@@ -34,7 +34,7 @@ help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-15s %s\n' "$$target" "$$what"; done
-	@echo "The experiments, from demo to settings, take"
+	@echo "The experiments, from demo to annealing, take"
 	@echo "EPOCHS= METHODS= SEEDS= ONLY= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "  make table2 ONLY=layers=2,activation=tanh"
@@ -61,7 +61,8 @@ $(READY): $(STAMP) $(wildcard src/noisin/native/*.[ch])
 
 # ---- the main job --------------------------------------------------------------------------------------------------
 
-EXPERIMENTS := demo figure2 table2 table3 gamma rates lower-bound initialisation identity zaremba unroll spread settings
+EXPERIMENTS := demo figure2 table2 table3 gamma rates lower-bound initialisation identity zaremba unroll spread settings \
+  icml annealing
 .PHONY: $(EXPERIMENTS) ptb wikitext2
 demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, under 3 minutes
 figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
@@ -78,6 +79,8 @@ zaremba: $(READY) ## the methods on a well-known small LSTM with a published per
 unroll: $(READY) ## what WikiText-2's batch and unroll cost that LSTM
 spread: $(READY) ## choose the noise by validation on WikiText-2
 settings: $(READY) ## what explains the paper's perplexity on WikiText-2: a tied decoder, standard dropout
+icml: $(READY) ## dropout with noise of five families, as the paper's later version has it
+annealing: $(READY) ## whether noise still helps plain RNNs when the learning rate decays
 $(EXPERIMENTS):
 	@$(PY) -m experiments $@ $(NARROW)
 

@@ -346,11 +346,38 @@ UNROLL = Experiment(
     cases=[Case({"batch_size": batch, "unroll": steps}) for batch, steps in ((20, 20), (32, 20), (32, 35))],
 )
 
+# The paper's later version (ICML 2018): multiplicative noise, and noise with dropout. Its own networks had 650 units.
+_STRONG = [
+    {"noise": noise, "noise_mode": "multiplicative", "gamma": [gamma]}
+    for noise in ("gaussian", "bernoulli", "beta", "laplace", "chi_square")
+    for gamma in (0.5, 1.0)
+]
+ICML = Experiment(
+    name="icml",
+    title="Dropout with noise, Penn Treebank: 2-layer LSTM, 200 units",
+    setting={**TABLE3.setting, "corpus": "ptb"},
+    methods={
+        "none": [{}],
+        "dropout": [DROPOUT],
+        "standard-dropout": [{"standard_dropout": 0.2}],
+        "noisin": _STRONG,
+        "dropout+noisin": [{**DROPOUT, **noise} for noise in _STRONG],
+    },
+)
+
+# Is NOISIN's gain on plain RNNs one of a constant learning rate?
+ANNEALING = Experiment(
+    name="annealing",
+    title="Adam's rate decayed, Penn Treebank: 1-layer tanh RNN, 256 units, from the identity",
+    setting={**IDENTITY.setting, "activation": "tanh", "decay": 0.7, "decay_after": 6, "patience": 6},
+    methods={"none": [{}], "dropout": [DROPOUT], "noisin": [{"gamma": [0.2]}], "noisin*": FIGURE2.methods["noisin*"]},
+)
+
 # By their names, which are also their commands'.
 EXPERIMENTS: Dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         *(DEMO, FIGURE2, TABLE2, GAMMA, RATES, LOWER_BOUND, INITIALISATION, IDENTITY),
-        *(TABLE3, SPREAD, SETTINGS, ZAREMBA, UNROLL),
+        *(TABLE3, SPREAD, SETTINGS, ZAREMBA, UNROLL, ICML, ANNEALING),
     )
 }
