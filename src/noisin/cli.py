@@ -168,7 +168,6 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
     _add_run(evaluate)
-    _add_device(evaluate)
     evaluate.add_argument("--corpus", help="where the run's own text now lies, if it has moved")
     _add_data_dir(evaluate)
     evaluate.add_argument(
@@ -178,16 +177,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--seed", type=natural, default=0, help="random seed for the noise (default: 0, the record's)"
     )
+    _add_device(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="write text from a trained model", epilog=EPILOG)
     _add_run(sample)
-    _add_device(sample)
     sample.add_argument("--words", type=positive, default=100, help="how many (default: 100)")
     sample.add_argument("--prompt", default="", help="words to begin with (default: the beginning of a sentence)")
     sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest word each time (default: 1)")
     sample.add_argument("--no-unk", action="store_true", help="draw no <unk>, the word for unknown words")
     sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
+    _add_device(sample)
     sample.set_defaults(command=_sample)
 
     export = commands.add_parser(

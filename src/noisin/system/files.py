@@ -60,7 +60,7 @@ def _make_folder(path: Path) -> None:
         _make_folder(path.parent)
         try:
             path.mkdir(exist_ok=True)
-        except FileExistsError:  # or something else of this name
+        except FileExistsError:  # a file
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         _sync_folder(path.parent)
 
