@@ -1,4 +1,4 @@
-"""The command `noisin`: data, train, evaluate, sample, runs."""
+"""The command `noisin`: data, train, evaluate, sample, export, runs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ from noisin.runs.record import finite_or_null
 from noisin.sampling import sample_words
 from noisin.system.device import find_device
 from noisin.system.errors import UserError, escape_control, escape_unprintable
-from noisin.system.files import read_json
+from noisin.system.files import read_json, write_file
 from noisin.system.process import DIVERGED, end_with_parent
 from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
 from noisin.training import train
 
+EXPORT = """\
+Write the trained network, with the noise off, as an ONNX model. One graph serves sequences and, with T = 1, single
+steps: tokens (T, B) and states (B, hidden) become log_probabilities (T, B, V) and next states, for any T and B. The
+metadata have the vocabulary. docs/export.md shows how to use it."""
 EPILOG = "A mistake of yours ends with one line on stderr and status 2; an interrupted run goes on when repeated."
 TRAIN_EPILOG = (
     f"{EPILOG} A training that diverged ends with status {DIVERGED}; its record says why. A finished run goes on with "
@@ -187,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--repetitions", type=positive, default=3, metavar="N", help="independent particle filters (default: 3)"
     )
+    _add_device(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="write text from a trained model", epilog=EPILOG)
@@ -204,7 +209,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--no-unk", action="store_true", help="draw no <unk>, the word for unknown words")
     sample.add_argument("--seed", type=natural, default=0, help="another seed, another text (default: 0)")
+    _add_device(sample)
     sample.set_defaults(command=_sample)
+
+    export = commands.add_parser(
+        "export", help="write a trained model as an ONNX file", description=EXPORT, epilog=EPILOG
+    )
+    _add_run(export)
+    export.add_argument("model", metavar="MODEL.onnx", type=Path, help="file to write; an existing one is replaced")
+    export.set_defaults(command=_export)
 
     runs = commands.add_parser("runs", help="list runs with their status, best epoch and perplexities", epilog=EPILOG)
     runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where to look (default: runs)")
@@ -228,7 +241,6 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", help="directory made by noisin train")
-    _add_device(parser)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -418,6 +430,21 @@ def _sample(arguments: argparse.Namespace) -> None:
         print()
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    try:
+        from noisin.export import to_onnx  # with onnx, an extra
+    except ImportError as error:
+        raise UserError(f"export needs onnx ({error}): pip install '.[onnx]' in noisin's folder") from None
+    path = arguments.model
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is not a regular file; name a file, e.g. model.onnx")
+    directory = RunDirectory(arguments.run)
+    config, vocabulary = directory.read_config(), directory.read_vocabulary()
+    model, _ = _best_model(directory, config, len(vocabulary), 1, "cpu")
+    content = to_onnx(model, config, vocabulary)
+    write_file(path, lambda aside: aside.write_bytes(content))
 
 
 def _runs(arguments: argparse.Namespace) -> None:

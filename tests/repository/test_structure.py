@@ -11,8 +11,8 @@ from noisin.methods import METHODS
 # A module or package of src/noisin, or a package beside it, from the bottom up: each imports from those before it.
 ROOMS = (
     *("graphs", "initializers", "system", "tables", "data", "native", "noise", "cells", "regularisers", "methods"),
-    *("config", "figures", "model", "objective", "particles", "evaluation", "sampling", "optimizers", "runs"),
-    *("training", "cli", "__main__", "benchmarks", "experiments"),
+    *("config", "figures", "model", "objective", "particles", "evaluation", "sampling", "export", "optimizers"),
+    *("runs", "training", "cli", "__main__", "benchmarks", "experiments"),
 )
 
 
