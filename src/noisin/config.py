@@ -66,8 +66,8 @@ class Config:
     """The options that define a run's result: two runs of equal configuration are the same run.
 
     Options that have no effect (`inactive_options`, e.g. the noise family of a model without noise) are set to their
-    defaults, so that they do not distinguish runs. `noisin train --help` prints each option's meaning, default and value
-    in the paper.
+    defaults, so that they do not distinguish runs. `noisin train --help` prints each option's meaning, default and
+    value in the paper.
 
     Raises
     ------
