@@ -271,6 +271,7 @@ def test_a_study_of_other_options_or_another_text_is_refused(capsys):
         (b'"param_value_internal":0.', b'"param_value_internal":9999.'),
         (b'"param_name":"method"', b'"param_name":"hidden"'),
         (b'"identity"', b'"another"'),
+        (b'low\\": 0.0003', b'low\\": 0.0002'),
         (b'"values":[', b'"values":[1e400,'),
     ],
 )

@@ -29,13 +29,12 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import optuna
 import pandas as pd
-from optuna.exceptions import OptunaError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 from tqdm import tqdm
 
 import noisin
@@ -85,7 +84,7 @@ class Searched:
         """The last choice, or the highest number."""
         return self.choices[-1] if self.choices else self.high
 
-    def suggest(self, trial: Trial, base: Config) -> Any:
+    def suggest(self, trial: BaseTrial, base: Config) -> Any:
         """Let Optuna choose a value for a trial of the method of `base`."""
         if self.choices:
             return trial.suggest_categorical(self.option, self.choices)
@@ -151,7 +150,7 @@ class Space:
         lists = {name: [value] for name, value in rounded.items() if name in _LISTS}
         return Config(**{**self._fixed, **rounded, **lists})
 
-    def suggest(self, trial: Trial) -> Config:
+    def suggest(self, trial: BaseTrial) -> Config:
         """Let Optuna choose the options of a trial."""
         method = trial.suggest_categorical("method", list(self.bases))
         base = self.bases[method]
@@ -239,7 +238,10 @@ class Study:
 
     def _check(self, trial: FrozenTrial) -> None:
         if trial.state != TrialState.RUNNING:  # an interrupted one may lack some options
-            self.space.config({"method": trial.params["method"], **trial.params})
+            again = FixedTrial(trial.params)
+            self.space.suggest(again)
+            if again.distributions != trial.distributions:
+                raise ValueError(f"trial {trial.number} has other options or ranges")
         values = [*trial.intermediate_values.values(), *([trial.value] if trial.state == TrialState.COMPLETE else [])]
         if not all(isinstance(value, (int, float)) and 0 < value <= LARGEST for value in values):
             raise ValueError(f"trial {trial.number} has a perplexity that is none")
@@ -315,7 +317,9 @@ def _damage_in(path: Path) -> Iterator[None]:
     """Say in one line that a study cannot be used, whatever Optuna makes of it."""
     try:
         yield
-    except (UserError, OptunaError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except OSError:
+        raise  # no damage, but e.g. a full disk
+    except Exception as error:
         raise UserError(f"{path} is damaged ({error or type(error).__name__}): restore it, or delete it") from None
 
 
