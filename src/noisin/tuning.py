@@ -243,8 +243,11 @@ class Study:
             if again.distributions != trial.distributions:
                 raise ValueError(f"trial {trial.number} has other options or ranges")
         values = [*trial.intermediate_values.values(), *([trial.value] if trial.state == TrialState.COMPLETE else [])]
+        steps = list(trial.intermediate_values)
         if not all(isinstance(value, (int, float)) and 0 < value <= LARGEST for value in values):
             raise ValueError(f"trial {trial.number} has a perplexity that is none")
+        if steps != list(range(1, len(steps) + 1)):
+            raise ValueError(f"trial {trial.number} does not have the epochs 1, 2, ...")
 
     def ended(self) -> List[FrozenTrial]:
         """Return the trials that have ended, best first: finished, pruned, failed."""
