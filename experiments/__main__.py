@@ -16,7 +16,7 @@ from experiments.report.build import FOLDER, write_report
 from experiments.report.readme import update_pages
 from experiments.report.runs import load_runs, run_of, runs_of
 from experiments.report.tables import frame, lines
-from noisin.cli import OneLineParser, natural, positive, run_command
+from noisin.cli import OneLineParser, names, natural, positive, run_command
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.methods import METHODS
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--methods", type=_names, help=f"of {','.join(METHODS)} (default: all)")
+    parser.add_argument("--methods", type=names, help=f"of {','.join(METHODS)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument(
         "--only",
@@ -101,16 +101,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _names(text: str) -> List[str]:
-    names = list(dict.fromkeys(text.replace(",", " ").split()))  # each once
-    if not names:
-        raise argparse.ArgumentTypeError("nothing is named")
-    return names
-
-
 def _options(text: str) -> Dict[str, str]:
     found: Dict[str, str] = {}
-    for pair in _names(text):
+    for pair in names(text):
         if not re.fullmatch("[a-z_]+=.+", pair):
             raise argparse.ArgumentTypeError(f"{short_repr(pair)} is not NAME=VALUE")
         name, value = pair.split("=", 1)
@@ -121,7 +114,7 @@ def _options(text: str) -> Dict[str, str]:
 
 
 def _numbers(text: str) -> List[int]:
-    return list(dict.fromkeys(map(natural, _names(text))))  # 1 and 01 are one
+    return list(dict.fromkeys(map(natural, names(text))))  # 1 and 01 are one
 
 
 def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:

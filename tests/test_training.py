@@ -26,7 +26,7 @@ from noisin.cli import main
 from noisin.config import Config
 from noisin.data import synthetic
 from noisin.data.corpus import load_corpus
-from noisin.evaluation import make_evaluator
+from noisin.evaluation import Evaluator, make_evaluator
 from noisin.methods import METHODS
 from noisin.model import FIRST_EVALUATION, evaluation_seed, initial_model, stream
 from noisin.optimizers import ClippingTrainer
@@ -136,6 +136,17 @@ def test_one_seed_gives_one_record_and_another_number_of_threads_changes_no_more
     assert perplexities(two) == pytest.approx(perplexities(one), rel=1e-4)
     other = record_by_command(tmp_path / "other", 1, "--seed", "2")
     assert perplexities(other) != pytest.approx(perplexities(one), rel=1e-3)
+
+
+def test_a_run_without_a_test_leaves_that_split_alone_and_can_be_tested_later(tmp_path, corpus, monkeypatch):
+    config, lines = Config(method="noisin", **SMALL), []
+    whole = run(config, tmp_path / "whole", corpus)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "all", None)
+        untested = train(config, tmp_path / "later", corpus, report=lines.append, progress=False, test=False)
+    assert untested["test_ppl"] is None and untested["valid_ppl"] == whole["valid_ppl"]
+    assert lines[-1].endswith("not tested") and not (tmp_path / "later" / "record.json").exists()
+    assert without_times(run(config, tmp_path / "later", corpus)) == without_times(whole)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, corpus, monkeypatch):

@@ -81,7 +81,7 @@ def main(venv, gpu=None):
     _run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
     _run(python, "-m", "ensurepip")  # venv would not say why it fails
     _run(*pip, "--upgrade", "pip", "setuptools", "wheel", "cython")
-    _run(*pip, "--no-build-isolation", "--editable", ".[test,lint,report,notebooks,tensorboard,onnx,cluster]")
+    _run(*pip, "--no-build-isolation", "--editable", ".[test,lint,report,notebooks,tensorboard,onnx,cluster,tune]")
     if gpu:
         _run(python, "-m", "pip", "uninstall", "--yes", "mxnet")
     _run(*pip, "--no-deps", *(["--requirement", gpu] if gpu else ["mxnet==1.9.1"]))  # its metadata refuse NumPy 2

@@ -1,4 +1,4 @@
-"""The command `noisin`: data, train, evaluate, sample, export, runs."""
+"""The command `noisin`: data, train, tune, evaluate, sample, export, runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
 
 import gluonnlp
 import mxnet as mx
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from noisin import __version__
 from noisin.config import Config, config_from_dict, recorded_config
-from noisin.data.batches import left_out_notice
+from noisin.data.batches import left_out_notice, training_batches
 from noisin.data.corpus import Corpus, load_corpus, load_split
 from noisin.data.encoding import ordered_vocabulary
 from noisin.data.published import NAMES, full_name
@@ -32,11 +32,12 @@ from noisin.model import evaluated_at_once, evaluation_seed, initial_model
 from noisin.runs.directory import RunDirectory, run_name
 from noisin.runs.record import finite_or_null
 from noisin.sampling import sample_words
-from noisin.system.device import find_device
+from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, escape_control, escape_unprintable
 from noisin.system.files import read_json, write_file
 from noisin.system.process import DIVERGED, end_with_parent
 from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
+from noisin.tables import markdown
 from noisin.training import train
 
 EXPORT = """\
@@ -164,9 +165,39 @@ def _parser() -> argparse.ArgumentParser:
         type=positive,
         help=f"threads to compute with (default: OMP_NUM_THREADS, or else one an idle core, but 1 below {SMALL} units)",
     )
+    training.add_argument(
+        "--no-test", action="store_true", help="leave the test split alone; the same command without it tests the run"
+    )
     _add_data_dir(training)
     _add_device(training)
     training.set_defaults(command=_train, again="the same command goes on from the last finished epoch")
+
+    tuning = commands.add_parser(
+        "tune",
+        help="search gamma, noise, dropout rates and learning rate by validation perplexity",
+        usage="noisin tune [options]",
+        description="Train one model after the other, each with other values of the options that are searched, and "
+        "print the command that trains the best one. Searched are gamma, noise, noise mode, dropout rates and learning "
+        "rate, as far as they have an effect with the method; an option given here is fixed instead. The test split is "
+        "never evaluated.",
+        epilog=EPILOG,
+    )
+    tuning.add_argument(
+        "--methods", type=names, default=["noisin"], metavar="METHOD[,...]", help="methods to search (default: noisin)"
+    )
+    tuning.add_argument(
+        "--trials", type=positive, default=40, help="trials of the study, earlier ones included (default: 40)"
+    )
+    tuning.add_argument(
+        "--jobs", type=positive, help="trials side by side (default: 1, or one a core if a run uses one)"
+    )
+    tuning.add_argument(
+        "--study", type=Path, metavar="DIR", help="where the study is kept (default: runs/tune/CORPUS-DIGEST)"
+    )
+    _add_data_dir(tuning)
+    _add_device(tuning)
+    _add_config(tuning, without="method")
+    tuning.set_defaults(command=_tune, again="the same command goes on with the trials that were under way")
 
     evaluate = commands.add_parser("evaluate", help="perplexities of a trained model", epilog=EPILOG)
     _add_run(evaluate)
@@ -243,10 +274,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", help="directory made by noisin train")
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, without: str = "") -> None:
     """An argument for each field of Config, explained by its metadata."""
     groups: Dict[str, Any] = {}
-    for entry in dataclasses.fields(Config):
+    for entry in (entry for entry in dataclasses.fields(Config) if entry.name != without):
         name = entry.metadata["group"]
         groups.setdefault(name, parser.add_argument_group(name) if name not in groups else groups[name])
         groups[name].add_argument(
@@ -279,6 +310,14 @@ def natural(text: str) -> int:
     if not text.isdigit() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 999999999")
     return int(text)
+
+
+def names(text: str) -> List[str]:
+    """An argument's type: names with commas between them, each once."""
+    found = list(dict.fromkeys(text.replace(",", " ").split()))
+    if not found:
+        raise argparse.ArgumentTypeError("nothing is named")
+    return found
 
 
 def _numbers(text: str) -> List[float]:
@@ -315,7 +354,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if notice:
         _report(notice)
     shown = {"progress": not arguments.quiet, "events": arguments.events}
-    record = train(config, directory, corpus, device, _report, wait=arguments.wait, **shown)
+    record = train(config, directory, corpus, device, _report, wait=arguments.wait, test=not arguments.no_test, **shown)
     return DIVERGED if record["status"] == "diverged" else 0
 
 
@@ -342,18 +381,62 @@ def _restart_with_threads(wanted: int) -> None:
 
 def _config(arguments: argparse.Namespace) -> Config:
     """The configuration of a training: the command line's options before those of `--config`."""
-    given = {e.name: getattr(arguments, e.name) for e in dataclasses.fields(Config) if hasattr(arguments, e.name)}
+    given = _given(arguments)
     from_file, source = {}, "the command line"
     if arguments.config:
         from_file, source = read_json(Path(arguments.config)), f"{source} with {arguments.config}"
         if isinstance(from_file.get("config"), dict):  # the config.json of a run
             from_file = recorded_config(from_file["config"], arguments.config).to_dict()
     config = config_from_dict({**from_file, **given}, source)
-    for name in given:
-        if name in config.inactive_options:  # better said now than found out after a long run
-            by = config.inactive_options[name]
-            raise UserError(f"--{name.replace('_', '-')} does not act with {by} {getattr(config, by)}: leave it out")
+    _check_active(given, [config])
     return config
+
+
+def _given(arguments: argparse.Namespace) -> Dict[str, Any]:
+    """The options of a configuration that stand on the command line."""
+    return {e.name: getattr(arguments, e.name) for e in dataclasses.fields(Config) if hasattr(arguments, e.name)}
+
+
+def _check_active(given: Iterable[str], configs: Sequence[Config]) -> None:
+    """Refuse an option that has an effect in none of these: better said now than found out after a long run."""
+    for name in given:
+        if not any(config.acts(name) for config in configs):
+            by = configs[0].inactive_options[name]
+            value = getattr(configs[0], by)
+            raise UserError(f"--{name.replace('_', '-')} does not act with {by} {value}: leave it out")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    try:
+        from noisin.tuning import (  # with Optuna, which no other command waits for
+            ENOUGH,
+            PICTURE,
+            Space,
+            train_command,
+            tune,
+        )
+    except ImportError as error:
+        raise UserError(f"noisin tune needs Optuna ({error}): pip install '.[tune]' in noisin's folder") from None
+    space = Space(arguments.methods, _given(arguments))
+    configs = list(space.bases.values())
+    _check_active(_given(arguments), configs)
+    check_dtype(configs[0].dtype, find_device(arguments.device))
+    corpus = config_corpus(configs[0], arguments.data_dir)
+    training_batches(corpus.train, configs[0].batch_size, configs[0].unroll)  # refuses too short a text
+    folder = arguments.study or space.folder(corpus)
+    useful = useful_threads(configs[0].hidden, threads())
+    jobs = arguments.jobs or threads() // useful
+    cores = min(useful, max(1, threads() // jobs))
+    options = ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    _report(f"study {folder}")
+    study = tune(space, corpus, folder, arguments.trials, jobs, cores, arguments.device, options, _report)
+    print(f"\n{markdown(study.table())}")
+    best = study.best()
+    if best is None:
+        raise UserError("no trial has finished: search with a smaller --learning-rate or --clip, or with more --trials")
+    picture = escape_unprintable(str(folder / PICTURE))
+    print(f"\nWhat mattered: {picture if (folder / PICTURE).exists() else f'needs {ENOUGH} trials of a method'}")
+    print(f"\nThe best one is trained, and tested, by\n\n    {train_command(space.config(best.params))}")
 
 
 def _report(line: str) -> None:

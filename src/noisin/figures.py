@@ -243,6 +243,29 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     _save(figure, path)
 
 
+def importances(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw how much each searched option mattered, in a panel for each method.
+
+    Parameters
+    ----------
+    panels : mapping of str to mapping of str to float
+        Name of each method, with the importance of each option; importances add up to 1.
+    path : Path
+        PNG or SVG file to write.
+    """
+    heights = [len(shares) for shares in panels.values()]
+    figure = Figure(figsize=(5.6, 0.6 + sum(0.6 + 0.25 * height for height in heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (name, shares) in zip(axes, panels.items()):
+        ordered = sorted(shares, key=shares.__getitem__)
+        panel.barh(ordered, [shares[option] for option in ordered], color=METHODS[name].style["color"])
+        panel.set_title(METHODS[name].label, fontsize=10)
+        panel.set_xlim(0, 1)
+        panel.grid(alpha=0.25, axis="x")
+    axes[-1].set_xlabel("importance for a low validation perplexity")
+    _save(figure, path)
+
+
 def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Draw a legend below all panels, in as many columns as fit."""
     columns = max(1, min(len(labels), 125 // max(map(len, labels))))  # characters in a line of 10 inches

@@ -90,6 +90,7 @@ def train(
     progress: bool = True,
     events: bool = False,
     wait: bool = False,
+    test: bool = True,
 ) -> Dict[str, Any]:
     """Train one run to its end, going on from its last checkpoint if it has one, and return its record.
 
@@ -109,11 +110,13 @@ def train(
         Write events for TensorBoard into the run directory too.
     wait : bool, default False
         Wait while another process trains in the run directory, instead of refusing after 3 seconds.
+    test : bool, default True
+        Evaluate the test split when training ends, and write the record. A later call can still do that.
 
     Returns
     -------
     dict
-        The record (DESIGN, section 7).
+        The record (DESIGN, section 7); without `test`, its `test_ppl` is None.
 
     Raises
     ------
@@ -138,7 +141,7 @@ def train(
             report(f"already {_summary_line(record)}")
             return record
         check_dtype(config.dtype, device)  # also for more epochs of a finished run
-        return _Run(config, directory, corpus, device, report, progress, watcher).train()
+        return _Run(config, directory, corpus, device, report, progress, watcher).train(test)
 
 
 class _Run:
@@ -172,7 +175,7 @@ class _Run:
         if changed:
             self.report(f"{'; '.join(changed)}: the result may differ by rounding from that of an uninterrupted run")
 
-    def train(self) -> Dict[str, Any]:
+    def train(self, test: bool) -> Dict[str, Any]:
         if self.events:
             self.events.begin(self.progress.epochs)
         try:
@@ -181,7 +184,7 @@ class _Run:
         finally:
             if self.events:
                 self.events.close()
-        return self._finish()
+        return self._finish(test)
 
     def _train_epoch(self, epoch: int) -> None:
         if self.origin not in self.progress.origins:
@@ -280,10 +283,10 @@ class _Run:
         elif entry["epoch"] >= self.config.epochs:
             progress.status = "finished"
 
-    def _finish(self) -> Dict[str, Any]:
-        """Test the best weights, once, and write the record."""
+    def _finish(self, test: bool) -> Dict[str, Any]:
+        """Test the best weights, once, and write the record; or do neither."""
         test_ppl = None
-        if self.progress.best_epoch is not None:
+        if test and self.progress.best_epoch is not None:
             self.directory.load_best_weights(self.model)
             seed, particles = evaluation_seed(self.config.seed), self.config.eval_particles
             found = self.evaluator.all(self.corpus.test, seed)
@@ -291,8 +294,9 @@ class _Run:
                 found.update(self.evaluator.marginal(self.corpus.test, particles, seed=seed))
             test_ppl = finite_or_null(found)
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus)
-        write_record(self.directory.record_path, record)
-        self.directory.tidy(record)
+        if test:
+            write_record(self.directory.record_path, record)
+            self.directory.tidy(record)
         self.report(_summary_line(record))
         return record
 
@@ -317,14 +321,14 @@ def _epoch_line(entry: Dict[str, Any], improved: bool) -> str:
 
 
 def _summary_line(record: Dict[str, Any]) -> str:
-    if record["test_ppl"] is None:
+    if record["best_epoch"] is None:
         return f"{record['status']}: no epoch was finished"
+    line = f"{record['status']}: best epoch {record['best_epoch']}, valid {record['valid_ppl']:.2f}, "
     test = record["test_ppl"]
+    if test is None:
+        return line + "not tested"
     clean, averaged = (_shown(test[name]) for name in ("clean", "averaged"))
-    line = (
-        f"{record['status']}: best epoch {record['best_epoch']}, valid {record['valid_ppl']:.2f}, "
-        f"test {clean} clean, {averaged} averaged over {test['samples']} samples"
-    )
+    line += f"test {clean} clean, {averaged} averaged over {test['samples']} samples"
     if test.get("averaged_limit_error"):  # 0 where nothing is random, null or missing where it is not known
         line += f" ({test['averaged_limit']:.2f} ± {test['averaged_limit_error']:.2f} in the limit of many)"
     return line

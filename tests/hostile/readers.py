@@ -34,6 +34,7 @@ from noisin.runs.directory import RunDirectory, _fingerprint
 from noisin.runs.formats import seal
 from noisin.system.errors import UserError
 from noisin.system.files import parse_json, read_json
+from noisin.tuning import Space, Study
 
 FOLDER = Path(tempfile.mkdtemp(prefix="noisin-hostile-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)  # below /tmp: what cannot be removed harms nobody
@@ -166,6 +167,20 @@ def read_records(content: bytes) -> None:
     assert len(load_runs(folder)) == 1
 
 
+def read_study(content: bytes) -> None:
+    study = Study(put(content, "study", "study.jsonl").parent, SPACE, CORPUS)
+    assert len(study.table()) == len(study.ended())
+
+
+def _study() -> bytes:
+    study = Study(put(b"", "study", "study.jsonl").parent, SPACE, CORPUS)
+    trial = study.optuna.ask()
+    SPACE.suggest(trial)
+    trial.report(9.5, 1)
+    study.optuna.tell(trial, 9.5)
+    return (FOLDER / "study" / "study.jsonl").read_bytes()
+
+
 def _cache() -> bytes:
     splits = {split: np.array([0, 1, 2], dtype=np.int32) for split in SPLITS}
     path = FOLDER / f"{CACHE_KEY}.npz"
@@ -173,6 +188,7 @@ def _cache() -> bytes:
     return path.read_bytes()
 
 
+SPACE, CORPUS = Space(["noisin"], {}), load_corpus("synthetic")
 CACHE_KEY = "key"
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
@@ -210,5 +226,6 @@ READERS = {
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
     "cache": Reader(read_cache, _cache(), (AssertionError,)),
     "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),
+    "study": Reader(read_study, _study()),
     "record": Reader(read_records, min((ROOT / "experiments" / "results" / "figure2").glob("*.json")).read_bytes()),
 }

@@ -141,7 +141,7 @@ def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     best = str(record["best_epoch"])
     expected = ["a/done", "finished", "noisin*", "2", "of", "2", best, valid, gamma]
     assert rows["a/done"] == [*expected, f"{test['clean']:.2f}", f"{test['averaged']:.2f}"]
-    assert rows["none"][1:6] == ["interrupted", "none", "2", "of", "2"]
+    assert rows["none"][1:7] == ["not", "tested", "none", "2", "of", "2"]
     assert " ".join(rows["begun"]).startswith("begun not one epoch yet none")
     assert rows["odd"][1] == "damaged"
 

@@ -56,4 +56,6 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
 def _status(directory: RunDirectory, progress: Any) -> str:
     if directory.in_use:
         return "running"
+    if progress and progress.status != "running":
+        return "not tested"
     return "interrupted" if progress and progress.epochs else "not one epoch yet"

@@ -11,7 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from noisin.system.errors import UserError
 from noisin.system.files import read_json
@@ -70,6 +70,40 @@ def run(
     Raises
     ------
     OSError
+        As from `run_process`.
+    """
+    if run_process(job, say, unwanted) not in (0, DIVERGED):
+        return None
+    try:
+        return read_json(Path(job.directory) / "record.json")  # the caller checks it
+    except UserError as error:
+        (say or print)(f"given up: {error}")
+        return None
+
+
+def run_process(
+    job: Job,
+    say: Optional[Callable[[str], None]] = None,
+    unwanted: Callable[[], bool] = lambda: False,
+    options: Sequence[str] = (),
+) -> Optional[int]:
+    """Run `noisin train` for a job and wait until it ends.
+
+    Parameters
+    ----------
+    job, say, unwanted
+        As in `run`.
+    options : sequence of str, default none
+        Further options of `noisin train`.
+
+    Returns
+    -------
+    int or None
+        The exit status; None if the process was not started.
+
+    Raises
+    ------
+    OSError
         If `say` raises it, e.g. because the reader of the output is gone; the run is then stopped.
     """
     if unwanted():
@@ -80,7 +114,8 @@ def run(
         return None
     command = [sys.executable, "-m", "noisin", "train", "--config", str(directory / "options.json")]
     # Another grid may train this run: whoever waits for it finds its record.
-    command += ["--run-dir", str(directory), "--device", job.device, "--wait"] + (["--quiet"] if say else [])
+    command += ["--run-dir", str(directory), "--device", job.device, "--wait", *options]
+    command += ["--quiet"] if say else []
     if say is None:
         print(f"\n{directory.name}", flush=True)
     try:
@@ -112,13 +147,7 @@ def run(
     if status < 0 and not unwanted():
         hint = " (out of memory?)" if status == -signal.SIGKILL else ""
         (say or print)(f"given up: ended by signal {-status}, {signal.strsignal(-status)}{hint}")
-    if status not in (0, DIVERGED):
-        return None
-    try:
-        return read_json(directory / "record.json")  # the caller checks it
-    except UserError as error:
-        (say or print)(f"given up: {error}")
-        return None
+    return status
 
 
 def _relay(
