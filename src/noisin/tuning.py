@@ -239,7 +239,9 @@ class Study:
     def _check(self, trial: FrozenTrial) -> None:
         if trial.state != TrialState.RUNNING:  # an interrupted one may lack some options
             again = FixedTrial(trial.params)
-            self.space.suggest(again)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # of a value out of its range
+                self.space.suggest(again)
             if again.distributions != trial.distributions:
                 raise ValueError(f"trial {trial.number} has other options or ranges")
         values = [*trial.intermediate_values.values(), *([trial.value] if trial.state == TrialState.COMPLETE else [])]
