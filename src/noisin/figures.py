@@ -1,4 +1,4 @@
-"""Figures, drawn only from records (DESIGN, section 7)."""
+"""Figures, drawn only from records (docs/formats.md)."""
 
 from __future__ import annotations
 
