@@ -40,9 +40,7 @@ class Docstrings(griffe.Extension):
 
     def on_instance(self, *, obj, **_):
         if obj.docstring:
-            text = re.sub(
-                r"^\.\. math::(.*(?:\n[ ]*\S.*)*|\n(?:[ ]*\S.*\n?)+)", _formula, obj.docstring.value, flags=re.M
-            )
+            text = re.sub(r"^\.\. math::(.*(?:\n +\S.*)*)", _formula, obj.docstring.value, flags=re.M)
             text = re.sub(r"^Inputs:\n", "Notes\n-----\nInputs:\n", text, flags=re.M)
             obj.docstring.value = re.sub(r"^(Inputs|Outputs):\n((?: .*\n?)+)", _list, text, flags=re.M)
 

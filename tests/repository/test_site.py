@@ -1,4 +1,4 @@
-"""The site: built strictly from the pages and docstrings, it shows formulas, tables and all of the API, and loads nothing."""
+"""The site is built without a warning, shows formulas, tables and the whole API, and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
