@@ -97,6 +97,10 @@ report: $(READY) ## write report/: a page, tables (Markdown, CSV, LaTeX) and fig
 bench: $(READY) ## time training steps against the limit of the matrix products and against peers; twenty minutes
 	@$(PY) -m benchmarks $(ARGS)
 
+.PHONY: notebooks
+notebooks: $(READY) ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/figure2.ipynb $(ARGS)
+
 # ---- development ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -118,8 +122,12 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy src/noisin experiments benchmarks
 
+.PHONY: docs
+docs: $(READY) ## build the site from the pages and the docstrings, in site/; a broken link is an error
+	@$(PY) -m mkdocs build --strict --quiet
+
 .PHONY: clean
-clean: ## remove .venv, .venv-gpu, report/, caches and build outputs; corpora in data/, results and runs/ stay
-	@rm -rf .venv .venv-gpu report build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-gpu, report/, site/, caches and build outputs; corpora in data/, results and runs/ stay
+	@rm -rf .venv .venv-gpu report site build dist src/*.egg-info *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . \( -path ./.git -o -path ./data -o -path ./runs -o -path ./experiments/results \) -prune \
 	  -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -150,7 +150,7 @@ def measure(workload: str, contenders: Sequence[Contender], rounds: int, title: 
     Returns
     -------
     list of dict
-        One measurement per contender (DESIGN, section 7), with the `rates` (words per second) of each round, in order.
+        One measurement per contender (docs/formats.md), with the `rates` (words per second) of each round, in order.
         A contender that fails is left out, with a line on standard error that says why.
     """
     turns: List[_Turns] = []

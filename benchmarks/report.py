@@ -54,7 +54,7 @@ def read_results(path: Path) -> Dict[str, Any]:
     Returns
     -------
     dict
-        As in DESIGN, section 7.
+        As in docs/formats.md.
 
     Raises
     ------

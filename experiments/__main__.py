@@ -19,6 +19,7 @@ from experiments.report.tables import frame, lines
 from noisin.cli import OneLineParser, names, natural, positive, run_command
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
+from noisin.figures import save
 from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, escape_unprintable, short_repr
@@ -189,7 +190,7 @@ def _show(
         print(f"\nNo model can be below {floor:.2f}, the perplexity of the source, but for sampling error.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
     picture = RUNS / experiment.name / "curves.png"
-    draw(experiment, records, picture)
+    save(draw(experiment, records), picture)
     print(f"\nFigure: {picture}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
+from matplotlib.figure import Figure
+
 from experiments.catalogue import Case, Experiment
 from noisin.config import Config, recorded_config
 from noisin.figures import figure2, validation_panels
@@ -58,14 +60,13 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     write_record(path, record)
 
 
-def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The curves of an experiment's runs: as Figure 2 where there is one case, else a panel a case."""
+def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the curves of an experiment's runs: as Figure 2 if it has one case, else one panel per case."""
     records = [with_defaults(record) for record in records]
     if len(experiment.cases) == 1:
-        figure2(records, path, experiment.title, floor_of(records))
-        return
+        return figure2(records, experiment.title, floor_of(records))
     panels = {case.title: [record for record in records if _covers(case, record)] for case in experiment.cases}
-    validation_panels(panels, path, experiment.title)
+    return validation_panels(panels, experiment.title)
 
 
 def _covers(case: Case, record: Mapping[str, Any]) -> bool:

@@ -25,14 +25,14 @@ from noisin.system.errors import UserError
 from noisin.system.files import write_json
 from noisin.training import train
 
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SMALL = {"hidden": 4, "layers": 2, "batch_size": 100, "epochs": 1, "eval_samples": 3, "patience": 9}
 
 
 @pytest.fixture
 def zoneout():
-    """The method that CONTRIBUTING declares."""
-    (code,) = re.findall(r"## Add a method.*?```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    """The method that docs/extending.md declares."""
+    (code,) = re.findall(r"## Add a method.*?```python\n(.*?)```", EXTENDING, re.DOTALL)
     try:
         exec(code, {"rnn": rnn, "Regulariser": Regulariser, "Method": Method, "METHODS": METHODS})
         yield METHODS["zoneout"]

@@ -77,11 +77,12 @@ def main(venv, gpu=None):
     _check_system(gpu)
     python = os.path.join(venv, "bin", "python")
     pip = [python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", "--constraint", "constraints.txt"]
-    print(f"==> {venv}: Python {platform.python_version()}; about 150 MB to download, a minute or two", flush=True)
+    print(f"==> {venv}: Python {platform.python_version()}; about 200 MB to download, a minute or two", flush=True)
     _run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
     _run(python, "-m", "ensurepip")  # venv would not say why it fails
     _run(*pip, "--upgrade", "pip", "setuptools", "wheel", "cython")
-    _run(*pip, "--no-build-isolation", "--editable", ".[test,lint,report,notebooks,tensorboard,onnx,cluster,tune]")
+    extras = "test,lint,report,notebooks,docs,tensorboard,onnx,cluster,tune"
+    _run(*pip, "--no-build-isolation", "--editable", f".[{extras}]")
     if gpu:
         _run(python, "-m", "pip", "uninstall", "--yes", "mxnet")
     _run(*pip, "--no-deps", *(["--requirement", gpu] if gpu else ["mxnet==1.9.1"]))  # its metadata refuse NumPy 2

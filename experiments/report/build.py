@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from benchmarks import report as speed
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
@@ -99,7 +100,7 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
     return contents
 
 
-def draw_against_paper(experiment: Experiment, runs: Sequence[Run], path: Path) -> None:
+def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
     """Draw the test perplexities of an experiment's runs beside the paper's, for one that has such numbers."""
     panels = {
         case.title: [
@@ -116,13 +117,13 @@ def draw_against_paper(experiment: Experiment, runs: Sequence[Run], path: Path) 
         ]
         for case in experiment.cases
     }
-    figures.against_paper(panels, path, experiment.title)
+    return figures.against_paper(panels, experiment.title)
 
 
 def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path) -> Picture:
     """Write the picture of an experiment's test perplexities and the published ones."""
     path = out / f"{experiment.name}-against-paper.svg"
-    draw_against_paper(experiment, [line.run for line in found if line.run], path)
+    figures.save(draw_against_paper(experiment, [line.run for line in found if line.run]), path)
     return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
 
 
@@ -132,13 +133,13 @@ def _draw(name: str, runs: Sequence[Run], compared_with: Sequence[Run], out: Pat
     drawn = []
     for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
         path = out / f"{name}-{what}.svg"
-        figures.curves(records, path, key, floor_of(records), others)
+        figures.save(figures.curves(records, key, floor_of(records), others), path)
         said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
         drawn.append(Picture(_read(path), "svg+xml", said))
     learned = [record for run, record in zip(runs, records) if run.config.acts("lower_bound") and run.epochs]
     if learned:
         path = out / f"{name}-gamma.svg"
-        figures.gamma_paths(learned, path)
+        figures.save(figures.gamma_paths(learned), path)
         drawn.append(Picture(_read(path), "svg+xml", f"Learned gamma against the epoch. {_gammas(runs)}"))
     return drawn
 

@@ -15,6 +15,7 @@ from experiments.report.build import draw_against_paper
 from experiments.report.claims import judge, margin_of, seed_deviations
 from experiments.report.runs import Run, choose, in_case, load_runs, network_of, number, runs_of
 from experiments.report.tables import NOT_RUN, frame, lines, markdown_safe, summary_frame, verdicts_frame
+from noisin.figures import save
 from noisin.methods import METHODS
 from noisin.system.errors import UserError
 from noisin.system.files import write_file
@@ -143,9 +144,9 @@ def update_pages() -> None:
     for experiment in EXPERIMENTS.values():
         own = runs_of(experiment, runs)
         if own:
-            draw(experiment, [run.record for run in own], RESULTS / experiment.name / "curves.png")
+            save(draw(experiment, [run.record for run in own]), RESULTS / experiment.name / "curves.png")
         if own and experiment.published:
-            draw_against_paper(experiment, own, RESULTS / experiment.name / "against-paper.png")
+            save(draw_against_paper(experiment, own), RESULTS / experiment.name / "against-paper.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     for name, (path, section) in SECTIONS.items():
         before, _, after = split_page(name)

@@ -1,4 +1,4 @@
-"""Perplexity of a split by the estimators clean, bound, averaged and averaged_limit (DESIGN, section 5)."""
+"""Perplexity of a split by the estimators clean, bound, averaged and averaged_limit (docs/method.md)."""
 
 from __future__ import annotations
 

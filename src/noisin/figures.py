@@ -1,4 +1,4 @@
-"""Figures, drawn only from records (DESIGN, section 7)."""
+"""Figures, drawn only from records (docs/formats.md). Each function returns a matplotlib Figure; `save` writes it."""
 
 from __future__ import annotations
 
@@ -35,18 +35,20 @@ COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", ":", "-.")
 
 
-def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", floor: Optional[float] = None) -> None:
+def figure2(records: Sequence[Mapping[str, Any]], title: str = "", floor: Optional[float] = None) -> Figure:
     """Draw Figure 2 of the paper: validation (left) and training (right) perplexity against the epoch.
 
     Parameters
     ----------
     records : sequence of dict
         Records of runs. Their curves are labelled by method, and by gamma or dropout rates where a method has several.
-    path : Path
-        PNG or SVG file to write.
     title : str, default none
     floor : float, optional
         Perplexity that no model can beat, drawn as a line.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     validation, training = figure.subplots(1, 2)
@@ -57,46 +59,49 @@ def figure2(records: Sequence[Mapping[str, Any]], path: Path, title: str = "", f
     if handles:
         _legend_below(figure, handles, labels)
     figure.suptitle(title)
-    _save(figure, path)
+    return figure
 
 
 def curves(
     records: Sequence[Mapping[str, Any]],
-    path: Path,
     key: str,
     floor: Optional[float] = None,
     compared_with: Sequence[Mapping[str, Any]] = (),
-) -> None:
+) -> Figure:
     """Draw one panel of Figure 2.
 
     Parameters
     ----------
     records : sequence of dict
         Records of runs.
-    path : Path
-        PNG or SVG file to write.
     key : {'valid_ppl', 'train_ppl'}
     floor : float, optional
         As in `figure2`.
     compared_with : sequence of dict, default `records`
         Records of all figures in which the same gamma or rates have the same style.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = _single()
     _panel(axes, records, key, floor, compared_with)
     axes.set_ylabel("perplexity a word (log scale)")
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each layer's gamma against the epoch, and the lower bound of a learned gamma.
 
     Parameters
     ----------
     records : sequence of dict
         Records of runs with noise.
-    path : Path
-        PNG or SVG file to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = _single()
     for index, record in enumerate(record for record in _by_method(records) if record["epochs"]):
@@ -116,7 +121,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("γ")
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
 def _single() -> Tuple[Figure, Axes]:
@@ -150,16 +155,18 @@ def _panel(
         axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place).set_in_layout(False)
 
 
-def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
     """Draw validation perplexity against the epoch in a panel for each setting.
 
     Parameters
     ----------
     panels : mapping of str to sequence of dict
         Title of each panel and records of its runs; a panel without runs says so.
-    path : Path
-        PNG or SVG file to write.
     title : str, default none
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -184,7 +191,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: P
     if legend:
         _legend_below(figure, list(legend.values()), list(legend))
     figure.suptitle(title)
-    _save(figure, path)
+    return figure
 
 
 # Markers in `against_paper` of our estimators and of the published number.
@@ -195,7 +202,7 @@ MARKS: Dict[str, Dict[str, Any]] = {
 PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
 
 
-def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
     """Draw our test perplexities beside the published ones, in a panel for each setting.
 
     Parameters
@@ -203,9 +210,11 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     panels : mapping of str to sequence of dict
         Title of each panel and its rows, from the top. A row has `method` (its name), `paper` (a perplexity or None)
         and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none.
-    path : Path
-        PNG or SVG file to write.
     title : str, default none
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -240,7 +249,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     handles = [Line2D([], [], **how) for how, _ in [*entries, (PAPER, "")]]
     _legend_below(figure, handles, [*(label for _, label in entries), "published"])
     figure.suptitle(title)
-    _save(figure, path)
+    return figure
 
 
 def importances(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -308,14 +317,6 @@ def _curve(
         axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    kind = path.suffix[1:].lower()
-    with rc_context({"svg.hashsalt": "noisin"}):  # the same file from the same records
-        figure.savefig(buffer, dpi=150, format=kind, metadata={"Software" if kind == "png" else "Date": None})
-    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-
-
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
     """Return what distinguishes a run: its method, gamma or rates, and if `seeds` also its seed and dtype."""
     twins = [other for other in records if other["method"] == record["method"]]
@@ -352,3 +353,19 @@ def _limits(
     if not lowest:
         return None, None
     return 0.96 * min([*lowest, floor or lowest[0]]), headroom * max(lowest)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure so that equal records give equal files.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : Path
+        PNG or SVG file.
+    """
+    buffer = io.BytesIO()
+    kind = path.suffix[1:].lower()
+    with rc_context({"svg.hashsalt": "noisin"}):
+        figure.savefig(buffer, dpi=150, format=kind, metadata={"Software" if kind == "png" else "Date": None})
+    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))

@@ -1,6 +1,6 @@
 """Noise families: standardised random variables that perturb a tensor without bias.
 
-Every family is a random variable eps of mean 0 and variance 1 (DESIGN, section 2). It acts in one of two modes:
+Every family is a random variable eps of mean 0 and variance 1 (docs/method.md). It acts in one of two modes:
 
     additive        z = h + gamma * eps
     multiplicative  z = h * (1 + gamma * eps)

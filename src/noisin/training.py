@@ -116,7 +116,7 @@ def train(
     Returns
     -------
     dict
-        The record (DESIGN, section 7); without `test`, its `test_ppl` is None.
+        The record (docs/formats.md); without `test`, its `test_ppl` is None.
 
     Raises
     ------

@@ -33,7 +33,7 @@ from experiments.report.readme import SECTIONS, split_page
 from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
-from noisin.figures import curves, figure2, validation_panels
+from noisin.figures import curves, figure2, save, validation_panels
 from noisin.methods import METHODS
 from noisin.runs.formats import seal
 from noisin.runs.record import read_record, write_record
@@ -338,20 +338,22 @@ def test_a_command_for_some_variants_says_what_is_chosen_of_all(
 
 
 def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
-    draw(TABLE2, [record_of(config) for config in TABLE2.configs()[:6]], tmp_path / "curves.png")
+    figure = draw(TABLE2, [record_of(config) for config in TABLE2.configs()[:6]])
+    assert len(figure.axes) == 6
+    save(figure, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_lines_without_markers(tmp_path, drawn):
+def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_lines_without_markers():
     several = [
         record_of(GAMMA.configs(seeds=[seed], dtype=dtype)[0]) for seed, dtype in ((1, "bfloat16"), (2, "float32"))
     ]
     alone = record_of(GAMMA.configs()[1])
-    validation_panels({"panel": [*several, alone], "other": several[:1]}, tmp_path / "panels.png")
-    (legend,) = drawn[0].legends
+    figure = validation_panels({"panel": [*several, alone], "other": several[:1]})
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["NOISIN γ 0.1", "NOISIN γ 0.2"]
     assert [line.get_marker() for line in legend.get_lines()] == ["^", "^"]
-    markers = [[line.get_marker() for line in axes.get_lines()] for axes in drawn[0].axes]
+    markers = [[line.get_marker() for line in axes.get_lines()] for axes in figure.axes]
     assert markers == [["", "*", "", "*", "^", "*"], ["^", "*"]]
 
 
@@ -365,11 +367,13 @@ def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     assert runs_of(TABLE3, load_runs(tmp_path)) == []
 
 
-def test_the_figure_is_a_picture_of_the_records(tmp_path, drawn):
+def test_the_figure_is_a_picture_of_the_records_and_can_be_restyled(tmp_path):
     records = [record_of(config) for config in FIGURE2.configs()]
-    figure2(records, tmp_path / "figure.png", "Title", floor=17.0)
-    assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    validation, training = drawn[0].axes
+    figure = figure2(records, "Title", floor=17.0)
+    figure.set_size_inches(4, 3)
+    save(figure, tmp_path / "figure.png")
+    assert imread(tmp_path / "figure.png").shape[:2] == (450, 600)  # at 150 dots per inch
+    validation, training = figure.axes
     curves = {line.get_label(): list(line.get_ydata()) for line in training.get_lines()}
     assert curves["deterministic"] == [90.0, 45.0] and curves["NOISIN"] == [90.0, 45.0]
     assert [100.0, 50.0] in [list(line.get_ydata()) for line in validation.get_lines()]
@@ -393,8 +397,8 @@ def test_the_sections_of_the_readme_are_those_of_the_records(name):
     assert section == SECTIONS[name][1]()
 
 
-def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_little():
-    readme = SECTIONS["speed"][0].read_text(encoding="utf-8")
+def test_bfloat16_leaves_perplexity_where_it_was_and_the_page_says_by_how_little():
+    page = SECTIONS["speed"][0].read_text(encoding="utf-8")
     compared = 0
     for path in (RESULTS / "dtype").glob("*.json"):
         single = json.loads(path.read_text(encoding="utf-8"))
@@ -402,12 +406,12 @@ def test_bfloat16_leaves_perplexity_where_it_was_and_the_readme_says_by_how_litt
         half = find_record(load_records(RESULTS / "figure2"), config_from_dict(config))
         ours, theirs = (record["epochs"][2]["valid_ppl"] for record in (half, single))
         assert abs(ours / theirs - 1) < 0.005
-        assert f"{ours:.2f} against {theirs:.2f}" in readme
+        assert f"| {theirs:.2f} | {ours:.2f} |" in page
         compared += 1
     assert compared == 2
 
 
-def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
+def test_our_test_perplexities_are_drawn_beside_the_papers():
     first, second, lost = (
         run_of({**record_of(config), "test_ppl": test})
         for config, test in (
@@ -416,10 +420,10 @@ def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
             (TABLE2.configs(["noisin*"])[1], {"clean": None, "averaged_limit": 128.5}),  # not finite
         )
     )
-    draw_against_paper(TABLE2, [first, second, lost], tmp_path / "picture.png")
-    names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    figure = draw_against_paper(TABLE2, [first, second, lost])
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["deterministic", "variational dropout", "NOISIN", "NOISIN* (learned γ)"]
-    for axes, case in zip(drawn[0].axes, TABLE2.cases):
+    for axes, case in zip(figure.axes, TABLE2.cases):
         points = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.get_lines()]
         paper = [(value, height) for marker, value, height in points if marker == "x"]
         assert paper == [(case.paper[method], height) for height, method in enumerate(TABLE2.methods)]
@@ -429,21 +433,20 @@ def test_our_test_perplexities_are_drawn_beside_the_papers(tmp_path, drawn):
             for marker, value, height in ((line.get_marker(), *line.get_xydata()[0]) for line in axes.get_lines())
             if marker != "x"
         }
-        for axes in drawn[0].axes
+        for axes in figure.axes
     ]
     assert ours[:2] == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}] and not any(ours[2:])
-    missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in drawn[0].axes]
+    missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in figure.axes]
     assert missing == [3, 2, 4, 4, 4, 4]
 
 
-def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side(tmp_path, drawn):
+def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side():
     records = [record_of(config) for config in GAMMA.configs()[:3]]
-    for shown in (records, records[1:]):
-        curves(shown, tmp_path / "picture.png", "valid_ppl", compared_with=records)
-    for alone, beside in zip(drawn[1].axes[0].get_lines(), drawn[0].axes[0].get_lines()[2:]):
+    first, second = (curves(shown, "valid_ppl", compared_with=records).axes[0] for shown in (records, records[1:]))
+    for alone, beside in zip(second.get_lines(), first.get_lines()[2:]):
         assert alone.get_linewidth() == beside.get_linewidth() and alone.get_alpha() == beside.get_alpha()
         assert alone.get_markerfacecolor() == beside.get_markerfacecolor()
-    assert len({line.get_linewidth() for line in drawn[0].axes[0].get_lines() if line.get_marker() != "*"}) == 3
+    assert len({line.get_linewidth() for line in first.get_lines() if line.get_marker() != "*"}) == 3
 
 
 @needs_matplotlib
@@ -452,12 +455,12 @@ def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     committed, runs = RESULTS / experiment.name / "curves.png", runs_of(experiment, load_runs())
     assert committed.exists() == bool(runs)
     if runs:
-        draw(experiment, [run.record for run in runs], tmp_path / "curves.png")
+        save(draw(experiment, [run.record for run in runs]), tmp_path / "curves.png")
         np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
     committed = RESULTS / experiment.name / "against-paper.png"
     assert committed.exists() == bool(runs and experiment.published)
     if committed.exists():
-        draw_against_paper(experiment, runs, tmp_path / "against-paper.png")
+        save(draw_against_paper(experiment, runs), tmp_path / "against-paper.png")
         np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
 
 
@@ -546,7 +549,7 @@ def test_dropouts_rates_are_told_apart_and_the_one_that_validates_best_is_marked
     assert [notes[rates] for notes in shown] == list(table[rates])
 
 
-def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validates_best_is_marked(tmp_path, drawn):
+def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validates_best_is_marked():
     runs = [run_of(record_of(config)) for config in LOWER_BOUND.configs()]
     runs[1].record["valid_ppl"] = 10.0
     found = [line for line in lines(LOWER_BOUND, runs) if line.run]
@@ -555,20 +558,19 @@ def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validat
     assert list(exact(found)["lower_bound"]) == [0.1, 0.316]
     assert ("lower bound", "0.316") in table_row(found[1])[0].notes
     assert choose(candidates(TABLE2, TABLE2.cases[4], runs), "noisin*").config.lower_bound == 0.316
-    draw(LOWER_BOUND, [run.record for run in runs], tmp_path / "curves.png")
-    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    figure = draw(LOWER_BOUND, [run.record for run in runs])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
         "NOISIN* (learned γ) γ from 0.3",
         "NOISIN* (learned γ) γ from 0.5, bound 0.316",
     ]
 
 
-def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, drawn):
+def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates():
     configs = [*GAMMA.configs()[:3], *FIGURE2.configs(["none"]), *RATES.configs()[:3]]
     records = [record_of(config) for config in configs]
     records[3]["config"]["gamma"] = [0.7]  # which does not act
-    figure2(records, tmp_path / "figure.png", "Title")
-    validation, training = drawn[0].axes
+    validation, training = figure2(records, "Title").axes
     curves = {
         line.get_label(): (line.get_color(), line.get_markerfacecolor(), line.get_alpha())
         for line in training.get_lines()
@@ -580,18 +582,18 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates(tmp_path, draw
         *("NOISIN γ 0.1", "NOISIN γ 0.2", "NOISIN γ 0.4"),
     ]
     assert len(set(curves.values())) == 7
-    validation_panels({"panel": records, "fewer": records[2:4]}, tmp_path / "panels.png", "Title")
-    assert drawn[1].axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
-    looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in drawn[1].axes[0].get_lines()}
+    figure = validation_panels({"panel": records, "fewer": records[2:4]}, "Title")
+    assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
+    looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in figure.axes[0].get_lines()}
     assert len({look for look in looks if look[0] == METHODS["noisin"].look[0]}) >= 3
     # One legend for all panels, in each of which a label has the same look.
-    (legend,) = drawn[1].legends
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(curves)
     looks = [
         {
             line.get_label(): (line.get_color(), line.get_markerfacecolor(), line.get_alpha())
             for line in axes.get_lines()
         }
-        for axes in drawn[1].axes
+        for axes in figure.axes
     ]
     assert all(looks[0][label] == curves[label] == looks[1][label] for label in ("deterministic", "NOISIN γ 0.4"))

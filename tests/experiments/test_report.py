@@ -487,7 +487,7 @@ def test_seeds_are_averaged_and_never_chosen_among(tmp_path):
     runs = put(tmp_path, *lucky, *steady)
     best = choose(runs, "noisin", "noisin*")
     assert best.config.method == "noisin*" and best.seeds == 2 and best.test("clean") == 102.0
-    assert plain(tuple(best.said("clean"))) == "NOISIN* (γ from 0.3) 102.0 ± 1.4 (seeds 1, 2)"
+    assert plain(tuple(best.sentence("clean"))) == "NOISIN* (γ from 0.3) 102.0 ± 1.4 (seeds 1, 2)"
 
 
 # ---- the claims ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last(path, monkeypatch):
     nbformat.validate(notebook)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
-    if path.stem == "figure2":  # it only reads records: it must show what they say now
+    if path.stem == "figure2":  # its words come from records: it must show what they say now
         assert shown(notebook) == shown(nbformat.read(path, as_version=4))
 
 

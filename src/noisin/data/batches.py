@@ -82,7 +82,7 @@ def left_out_notice(tokens: np.ndarray, batch_size: int, unroll: int) -> str:
 def evaluation_batches(
     tokens: np.ndarray, eos: int, batch_size: int, unroll: int
 ) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Cut a split into batches that score every one of its N tokens exactly once (DESIGN section 5).
+    """Cut a split into batches that score every one of its N tokens exactly once (docs/method.md).
 
     The first token is predicted from an initial `eos`, so there are N targets for N tokens. They are laid out in
     `batch_size` contiguous columns whose length is a multiple of `unroll`; what is left of the last columns is padded

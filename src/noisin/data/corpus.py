@@ -1,4 +1,4 @@
-"""Corpora by name or path: their vocabularies and token ids. See DESIGN section 6."""
+"""Corpora by name or path: their vocabularies and token ids. See docs/formats.md."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Corpus:
 def load_corpus(
     name: str, data_dir: Optional[str] = None, download: bool = True, max_vocabulary: Optional[int] = None
 ) -> Corpus:
-    """Find, check and encode a corpus (DESIGN section 6).
+    """Find, check and encode a corpus (docs/formats.md).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Published corpora: their checksums, where their files are found, and their download. See DESIGN section 6."""
+"""Published corpora: their checksums, where their files are found, and their download. See docs/formats.md."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ PUBLISHED = {
                 "sha1:3c914d17d80b1459be871a5039ac23e752a53cbe",
             ),
         ),
-        licence="WikiText-2 is licensed CC BY-SA.",
+        licence="WikiText-2 is licensed CC BY-SA 3.0 and GFDL.",
         paper_tokens={"train": 2_088_628, "valid": 217_646, "test": 245_569},
         paper_vocabulary=33_278,
         paper_unknown_rate=0.026,

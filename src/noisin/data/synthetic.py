@@ -2,7 +2,7 @@
 
 It needs no file and no network, and no model can have a perplexity below ``exp(entropy_rate)`` on it (but for the
 sampling error of a finite split), so a table or a figure made with it can show how far a model is from the best
-possible one. See DESIGN section 6.
+possible one. See docs/formats.md.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     epoch-0007.safetensors  weights and optimizer state after epoch 7; kept after the end for a run with more --epochs
     best-0005.safetensors   weights of the best validation epoch
     metrics.jsonl           one line an epoch, for people and plots
-    record.json             the finished run (DESIGN, section 7); sealed
+    record.json             the finished run (docs/formats.md); sealed
     lock                    held by the process that trains
     events/                 for TensorBoard, if asked for
 

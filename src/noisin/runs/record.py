@@ -1,4 +1,4 @@
-"""The record of a run (DESIGN, section 7): sealed when the run ends, checked wherever it is written or read."""
+"""The record of a run (docs/formats.md): sealed when the run ends, checked wherever it is written or read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_record(
     test_ppl: Optional[Dict[str, Any]],
     corpus: Corpus,
 ) -> Dict[str, Any]:
-    """The sealed record of a run (DESIGN, section 7); a diverged one has null where there is no number."""
+    """The sealed record of a run (docs/formats.md); a diverged one has null where there is no number."""
     best = progress.epochs[progress.best_epoch - 1] if progress.best_epoch else None
     parameters = model.collect_params().values()
     content = {
