@@ -22,13 +22,15 @@ from noisin.training import TrainingStep, train
 
 directory, epochs, leak = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 PAGE = os.sysconf("SC_PAGE_SIZE") // 1024
-leaked = []
+leaked, filled = [], []
 step = TrainingStep.__call__
 if leak:
     TrainingStep.__call__ = lambda *arguments: leaked.append(bytearray(os.urandom(leak))) or step(*arguments)
 
 def report(line):
     if line.startswith("epoch"):
+        if not filled:  # what has been freed so far, in which a leak would find room unnoticed
+            filled.extend(bytearray(1024) for _ in range(20_000))
         print(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE)
 
 config = Config(method="noisin*", gamma=[0.3], hidden=4, batch_size=10, unroll=10, epochs=epochs, patience=epochs,
