@@ -252,15 +252,17 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
     return figure
 
 
-def importances(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def importances(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw how much each searched option mattered, in a panel for each method.
 
     Parameters
     ----------
     panels : mapping of str to mapping of str to float
         Name of each method, with the importance of each option; importances add up to 1.
-    path : Path
-        PNG or SVG file to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     heights = [len(shares) for shares in panels.values()]
     figure = Figure(figsize=(5.6, 0.6 + sum(0.6 + 0.25 * height for height in heights)), layout="constrained")
@@ -272,7 +274,7 @@ def importances(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
         panel.set_xlim(0, 1)
         panel.grid(alpha=0.25, axis="x")
     axes[-1].set_xlabel("importance for a low validation perplexity")
-    _save(figure, path)
+    return figure
 
 
 def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ import noisin
 from noisin.config import Config
 from noisin.data.corpus import Corpus
 from noisin.data.published import NAMES
-from noisin.figures import importances
+from noisin.figures import importances, save
 from noisin.model import stream
 from noisin.noise import FAMILIES, MODES
 from noisin.runs.directory import RunDirectory
@@ -383,7 +383,7 @@ def tune(
             search.run(jobs)
         found = study.importances()
         if found:
-            importances(found, folder / PICTURE)
+            save(importances(found), folder / PICTURE)
         return study
 
 
