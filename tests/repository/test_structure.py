@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 from typing import Dict, Iterator, Set
 
-from helpers.processes import ROOT
+from helpers.processes import ROOT, run
 
 from noisin.methods import METHODS
 
@@ -90,3 +90,7 @@ def test_methods_are_named_where_they_are_declared_and_run():
             if isinstance(node, (ast.Compare, ast.Constant)) and constants & names:
                 found.append(f"{module}, line {node.lineno}: {sorted(constants & names)}")
     assert found == [], "ask the method instead, or name it as NONE, DROPOUT, NOISIN or NOISIN_STAR"
+
+
+def test_no_ignored_file_is_tracked():
+    assert run(["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]).stdout == "", "git rm --cached these"
