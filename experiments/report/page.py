@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.catalogue import Case, Experiment
-from experiments.report.claims import APART, CLAIMS, Evidence, Judgement
+from experiments.report.claims import APART, CLAIMS, Evidence, Judgement, counted
 from experiments.report.runs import Mention, Run, network_of
 from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.config import Config
@@ -158,7 +158,9 @@ def page(
     return environment.get_template("page.html.j2").render(
         contents=[*contents, ("runs", "Runs")],
         dates=_dates(runs),
+        verdicts=_verdicts(judgements),
         claims=_claims(judgements),
+        judged=len(judgements),
         claims_files=claims,
         apart=f"{APART:g}",
         headings=HEADINGS,
@@ -203,6 +205,16 @@ def _are_numbers(groups: Groups, column: int) -> bool:
 def _data(content: bytes, kind: str) -> str:
     """An address that is the content itself."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _verdicts(judgements: Sequence[Judgement]) -> Groups:
+    """One row a claim: how often it holds and fails, in all settings by all measures."""
+    rows = []
+    for claim, statement in CLAIMS.items():
+        found = [one.verdict for one in judgements if one.claim == claim]
+        alike = found[0] if len(set(found)) == 1 and found[0] in SIGNS else ""
+        rows.append([Cell((f"({claim}) {statement}",)), Cell((counted(found),), kind=alike)])
+    return [("", rows)]
 
 
 def _claims(judgements: Sequence[Judgement]) -> Groups:
