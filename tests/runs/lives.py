@@ -51,6 +51,7 @@ def _live(arguments, output, fate):
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     output.close()
+    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")  # of files that cannot seek
     tqdm.set_lock(threading.RLock())  # its own is one of the system's, which a kill would leave behind
     if fate:
         fate()
