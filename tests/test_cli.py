@@ -226,7 +226,7 @@ def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
     assert main(["evaluate", str(own_run / "run"), "--split", "test"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = json.loads((own_run / "run" / "record.json").read_text())
-    text = {"corpus": "text.txt", "split": "test", "words": 360}
+    text = {"corpus": "text.txt", "split": "test", "tokens": 360}
     assert printed == {**text, **record["test_ppl"]}
     assert printed["bound"] >= printed["averaged"] > 1
 
@@ -319,14 +319,14 @@ def test_another_text_is_evaluated_in_the_runs_words(own_run, capsys, tmp_path):
     lines = ["zebra one two three four", "five six seven"] * 30
     whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
     found, notes = evaluated(capsys, run, "--corpus", whole)
-    assert (found["corpus"], found["split"], found["words"]) == ("whole.txt", "all", 30 * 10)
+    assert (found["corpus"], found["split"], found["tokens"]) == ("whole.txt", "all", 30 * 10)
     assert notes == "noisin: 30 of 240 words (12.5%) are not in the run's vocabulary and count as <unk>\n"
     folder = tmp_path / "folder"
     folder.mkdir()
     for split in ("train", "valid", "test"):
         (folder / f"{split}.txt").write_text("four three two\n" if split == "train" else "one two three four\n" * 40)
     by_split = {split: evaluated(capsys, run, "--corpus", folder, "--split", split)[0] for split in ("valid", "test")}
-    assert by_split["valid"]["words"] == 200 and by_split["valid"]["clean"] == by_split["test"]["clean"]
+    assert by_split["valid"]["tokens"] == 200 and by_split["valid"]["clean"] == by_split["test"]["clean"]
     # The same words as the run's own test split, from another vocabulary: the same perplexity.
     own = load_corpus(str(own_run / "text.txt"))
     text = " ".join(own.vocabulary.idx_to_token[i] for i in own.test).replace(" <eos>", "\n")
@@ -337,8 +337,10 @@ def test_another_text_is_evaluated_in_the_runs_words(own_run, capsys, tmp_path):
     one_line = tmp_path / "line.txt"
     one_line.write_text("one <unk> zebra", encoding="utf-8")  # too short to be a corpus
     found, notes = evaluated(capsys, run, "--corpus", one_line)
-    assert found["words"] == 4 and ": 1 of 3 words" in notes
+    assert found["tokens"] == 4 and ": 1 of 3 words" in notes
     assert "no such corpus or file" in refused(capsys, "evaluate", str(run), "--corpus", str(tmp_path / "gone.txt"))
+    split = ("--corpus", str(one_line), "--split", "test")
+    assert "--split has no effect" in refused(capsys, "evaluate", str(run), *split)
 
 
 def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys):

@@ -227,14 +227,22 @@ def test_only_a_file_is_replaced(folder, tmp_path, monkeypatch, capsys, name):
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_what_was_there(folder, tmp_path, capsys):
-    (tmp_path / "file").write_bytes(b"before")
+    (tmp_path / "file.onnx").write_bytes(b"before")
     run = folder / "runs" / "NAME-OF-THE-RUN"
     with file_size_limit(100):
-        assert f"cannot write {tmp_path}/file: File too large" in refused(capsys, run, tmp_path / "file")
-    below = tmp_path / "file" / "model.onnx"
+        assert f"cannot write {tmp_path}/file.onnx: File too large" in refused(capsys, run, tmp_path / "file.onnx")
+    below = tmp_path / "file.onnx" / "model.onnx"
     assert f"cannot write {below}: Not a directory" in refused(capsys, run, below)
-    assert "File name too long" in refused(capsys, run, tmp_path / (300 * "x"))
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
+    assert "File name too long" in refused(capsys, run, tmp_path / (300 * "x" + ".onnx"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file.onnx", b"before")]
+
+
+def test_no_file_of_a_run_is_overwritten(folder, capsys):
+    run = folder / "runs" / "NAME-OF-THE-RUN"
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for name in before:
+        assert "name a file that ends in .onnx" in refused(capsys, run, run / name)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_a_run_that_cannot_be_exported_is_one_line(folder, tmp_path, capsys):

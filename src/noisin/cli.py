@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_dir(evaluate)
     evaluate.add_argument(
-        "--split", choices=("valid", "test"), default="valid", help="default: valid; look at test once a run"
+        "--split", choices=("valid", "test"), help="default: valid; look at test once a run (one file is taken whole)"
     )
     evaluate.add_argument("--samples", type=positive, help="trajectories of the noise (default: the run's)")
     evaluate.add_argument(
@@ -459,7 +459,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result = evaluator.all(tokens, seed)
     if arguments.particles:
         result.update(evaluator.marginal(tokens, arguments.particles, arguments.repetitions, seed))
-    found = {"corpus": name, "split": part, "words": len(tokens)}
+    found = {"corpus": name, "split": part, "tokens": len(tokens)}
     print(json.dumps({**found, **finite_or_null(result)}))
 
 
@@ -467,6 +467,7 @@ def _evaluated_text(
     directory: RunDirectory, config: Config, vocabulary: gluonnlp.Vocab, arguments: argparse.Namespace
 ) -> Tuple[str, str, np.ndarray]:
     """The corpus that `evaluate` is to look at, which part of it, and its tokens as ids of the run's vocabulary."""
+    split = arguments.split or "valid"
     if arguments.corpus is None:
         try:
             corpus = config_corpus(config, arguments.data_dir)
@@ -476,14 +477,16 @@ def _evaluated_text(
             raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
         if corpus.digest != directory.corpus_sha256:
             raise UserError(f"{corpus.name} has changed since {arguments.run} was trained: name a text with --corpus")
-        return corpus.name, arguments.split, getattr(corpus, arguments.split)
+        return corpus.name, split, getattr(corpus, split)
     try:
         corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
         if corpus.digest == directory.corpus_sha256:  # the run's own, which has moved
-            return corpus.name, arguments.split, getattr(corpus, arguments.split)
+            return corpus.name, split, getattr(corpus, split)
     except UserError:
         pass  # too short to be trained on, or worse, which is said now
-    part, tokens, unknown = load_split(arguments.corpus, arguments.split, vocabulary, arguments.data_dir)
+    part, tokens, unknown = load_split(arguments.corpus, split, vocabulary, arguments.data_dir)
+    if part == "all" and arguments.split:
+        raise UserError("--split has no effect on another text in one file, which is evaluated whole; remove it")
     words = int((tokens != vocabulary["<eos>"]).sum())
     share = f"{unknown:,} of {words:,} words ({unknown / max(words, 1):.1%})"
     print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
@@ -523,11 +526,14 @@ def _export(arguments: argparse.Namespace) -> None:
     path = arguments.model
     if path.exists() and not path.is_file():
         raise UserError(f"cannot write {path}: it is not a regular file; name a file, e.g. model.onnx")
+    if path.suffix != ".onnx":  # nor can it then be a file of the run
+        raise UserError(f"cannot write {path}: name a file that ends in .onnx, e.g. model.onnx")
     directory = RunDirectory(arguments.run)
     config, vocabulary = directory.read_config(), directory.read_vocabulary()
     model, _ = _best_model(directory, config, len(vocabulary), 1, "cpu")
     content = to_onnx(model, config, vocabulary)
     write_file(path, lambda aside: aside.write_bytes(content))
+    print(f"Written: {escape_unprintable(str(path))}")
 
 
 def _runs(arguments: argparse.Namespace) -> None:

@@ -346,7 +346,8 @@ def test_search_order(fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytes
     assert words(load_corpus("ptb")) == TOKENS, "a folder without the corpus is passed over"
     place("environment")
     bad("data")
-    assert words(load_corpus("ptb", data_dir=str(alone / "nowhere"))) == TOKENS, "the environment's comes before data/"
+    (alone / "empty").mkdir()
+    assert words(load_corpus("ptb", data_dir=str(alone / "empty"))) == TOKENS, "the environment's comes before data/"
     bad("environment")
     assert "environment/ptb/ptb.test.txt" in fails("ptb"), "a folder with the corpus is not"
     place("argument")
@@ -386,8 +387,10 @@ def test_every_folder_that_was_looked_into_is_named(
     fake_ptb: PublishedCorpus, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOISIN_DATA", "/none")
-    message = fails("ptb", data_dir="/nope")
-    assert "in /nope/ptb or /none/ptb or data/ptb" in message and f"into {alone}/data/ptb" in message
+    message = fails("ptb", data_dir="/usr")
+    assert "in /usr/ptb or /none/ptb or data/ptb" in message and f"into {alone}/data/ptb" in message
+    says = "--data-dir /nope: no such folder; name one that holds ptb/, or leave it out"
+    assert fails("ptb", data_dir="/nope") == says
 
 
 def test_incomplete_folder_of_the_users(fake_ptb: PublishedCorpus, alone: Path) -> None:
