@@ -17,6 +17,7 @@ import atheris
 
 # What reads for us in Python is watched; MXNet, numpy and the parser of JSON are not.
 with atheris.instrument_imports(include=["noisin", "benchmarks", "experiments", "readers"]):
+    import noisin  # noqa: F401  (before mxnet)
     from readers import READERS
 
 # Seconds for one input and MiB for the process, far below both of which a reader must stay; seconds for all inputs.
