@@ -17,8 +17,9 @@ import atheris
 
 # What reads for us in Python is watched; MXNet, numpy and the parser of JSON are not.
 with atheris.instrument_imports(include=["noisin", "benchmarks", "experiments", "readers"]):
-    import noisin  # noqa: F401  (before mxnet)
     from readers import READERS
+
+    import noisin  # noqa: F401  (before mxnet)
 
 # Seconds for one input and MiB for the process, far below both of which a reader must stay; seconds for all inputs.
 LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-max_total_time=60"]
