@@ -17,9 +17,10 @@ import atheris
 
 # What reads for us in Python is watched; MXNet, numpy and the parser of JSON are not.
 with atheris.instrument_imports(include=["noisin", "benchmarks", "experiments", "readers"]):
-    from readers import READERS
-
     import noisin  # noqa: F401  (before mxnet)
+
+    # isort: split
+    from readers import READERS
 
 # Seconds for one input and MiB for the process, far below both of which a reader must stay; seconds for all inputs.
 LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-max_total_time=60"]
