@@ -16,6 +16,9 @@ import pytest
 from helpers.processes import ROOT, python, run
 
 import noisin
+from noisin import cli
+from noisin.config import Config
+from noisin.runs.directory import RunDirectory
 from noisin.system import cuda, mxnet_import, startup, threads
 from noisin.system.files import read_json
 from noisin.system.threads import SMALL, SPINS, idle_cores, usable_cores
@@ -129,8 +132,12 @@ def test_a_small_network_takes_one_thread(tmp_path):
     assert trained_with(tmp_path, SMALL - 1) == 1
 
 
-def test_a_large_network_takes_no_more_threads_than_cores(tmp_path):
-    assert 1 <= trained_with(tmp_path, SMALL) <= usable_cores()
+@pytest.mark.parametrize("hidden, idle, taken", [(SMALL, 3, 3), (SMALL, 9, 4), (SMALL, 1, 1), (SMALL - 1, 3, 1)])
+def test_a_large_network_takes_the_idle_cores(tmp_path, monkeypatch, hidden, idle, taken):
+    monkeypatch.setattr(cli, "threads_were_chosen", lambda: True)
+    monkeypatch.setattr(cli, "threads", lambda: 4)
+    monkeypatch.setattr(cli, "idle_cores", lambda: idle)
+    assert cli._chosen_threads(Config(hidden=hidden), RunDirectory(tmp_path)) == taken
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path):
