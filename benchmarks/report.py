@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
@@ -34,9 +35,9 @@ DIMENSIONS = {
 # Each name's label and the colour of its kind (Okabe and Ito's, which colour-blind readers can tell apart).
 NAMES: Dict[str, Tuple[str, str]] = {
     "limit": ("matrix products alone", "#999999"),
-    NONE.name: (NONE.label, "#0072B2"),
-    DROPOUT.name: (DROPOUT.label, "#0072B2"),
-    NOISIN.name: (NOISIN.label, "#0072B2"),
+    NONE.name: (NONE.title, "#0072B2"),
+    DROPOUT.name: (DROPOUT.title, "#0072B2"),
+    NOISIN.name: (NOISIN.title, "#0072B2"),
     NOISIN_STAR.name: (NOISIN_STAR.title, "#0072B2"),
     "noisin-s4": ("NOISIN, S = 4", "#0072B2"),
     "noisin-2x1": ("NOISIN, two runs of half the threads", "#0072B2"),
@@ -121,11 +122,11 @@ def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
     rows = []
     for dtype, least in (("float32", 0.80), ("bfloat16", 0.75)):
         figures = [
-            ("deterministic / limit", "none", "limit", (">=", least)),
-            ("deterministic / PyTorch", "none", "pytorch", (">=", 1.4)),
-            ("deterministic / PyTorch with our memory settings", "none", "pytorch-malloc", None),
-            ("NOISIN / GluonNLP without noise", "noisin", "gluonnlp", (">=", 1.2)),
-            ("time of NOISIN / deterministic", "none", "noisin", ("<=", 1.05)),
+            ("None / matrix products alone", "none", "limit", (">=", least)),
+            ("None / PyTorch layers", "none", "pytorch", (">=", 1.4)),
+            ("None / PyTorch layers, our memory settings", "none", "pytorch-malloc", None),
+            ("NOISIN / GluonNLP, no noise", "noisin", "gluonnlp", (">=", 1.2)),
+            ("time of NOISIN / None", "none", "noisin", ("<=", 1.05)),
             ("time of S = 4 / S = 1", "noisin", "noisin-s4", ("<=", 4.0)),
             ("two runs of half the threads / one", "noisin-2x1", "noisin", None),
         ]
@@ -190,7 +191,7 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         for dtype in ("float32", "bfloat16")
         if _measured(results, workload, "none", dtype)
     ]
-    figure = Figure(figsize=(11, 3.6 * ((len(panels) + 1) // 2)), layout="constrained")
+    figure = Figure(figsize=(11, 3.6 * ((len(panels) + 1) // 2)), layout=ConstrainedLayoutEngine(hspace=0.06))
     for index, (workload, dtype) in enumerate(panels, 1):
         axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), index)
         entries = {e["name"]: e for e in results["measurements"] if (e["workload"], e["dtype"]) == (workload, dtype)}
@@ -202,7 +203,7 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         axes.barh([NAMES[entry["name"]][0] for entry in shown], rates, color=colors, xerr=spread, error_kw={"lw": 0.8})
         axes.axvline(entries["limit"]["words_per_second"], color="#555555", linewidth=0.8, linestyle=":")
         axes.set_title(f"{TITLES[workload]}\n{dtype}", fontsize=9)
-        axes.set_xlabel("words a second, trained (median; bar: least and most)", fontsize=8)
+        axes.set_xlabel("training speed, words/s (median; line: least to most)", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
@@ -213,23 +214,26 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
     """Draw time per step (ms) and peak memory (MiB) against one dimension at a time."""
     growth = results["growth"]
     axes_names = [name for name in GROWTH if any(name in entry for entry in growth)]
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure = Figure(figsize=(11, 5.6), layout=ConstrainedLayoutEngine(wspace=0.1, hspace=0.04))
     for index, name in enumerate(axes_names, 1):
         entries = sorted((entry for entry in growth if name in entry), key=lambda entry: entry[name])
         axes = figure.add_subplot(2, 3, index)
         values = [entry[name] for entry in entries]
-        axes.plot(values, [step_milliseconds(entry) for entry in entries], "o-", color="#0072B2")
-        axes.set_ylim(bottom=0)
+        times, peaks = [step_milliseconds(entry) for entry in entries], [entry["peak_mib"] for entry in entries]
+        axes.plot(values, times, "o-", color="#0072B2")
+        axes.set_ylim(0, 1.1 * max(times))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel(DIMENSIONS[name])
-        axes.set_ylabel("ms a step", color="#0072B2")
+        axes.set_ylabel("time per step (ms)", color="#0072B2")
         memory = axes.twinx()
-        memory.plot(values, [entry["peak_mib"] for entry in entries], "s--", color="#D55E00", markersize=4)
-        memory.set_ylim(bottom=0)
-        memory.set_ylabel("peak MiB", color="#D55E00")
+        memory.plot(values, peaks, "s--", color="#D55E00", markersize=4)
+        memory.set_ylim(0, 1.25 * max(peaks))
+        memory.set_ylabel("peak memory (MiB)", color="#D55E00")
         axes.grid(alpha=0.25)
-    figure.suptitle(
-        f"NOISIN, float32: cost against one dimension, the others as in {growth[0]['workload']}", fontsize=10
-    )
+    title = f"Cost of a NOISIN training step, float32; what is not varied is as in: {TITLES[growth[0]['workload']]}"
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 

@@ -24,15 +24,13 @@ class Case:
     paper : mapping
         Test perplexity that was published, by method: the paper's, where the title names no other; empty where there is
         none.
+    title : str
+        The options in words, as '2-layer tanh RNN'; empty for an only case.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The options in words, as 'layers 2, activation tanh'."""
-        return ", ".join(f"{name} {value}" for name, value in self.options.items())
+    title: str = ""
 
     def covers(self, config: Config) -> bool:
         """Whether a run of this configuration belongs here; an option that does not act in it may have any value."""
@@ -188,9 +186,13 @@ FIGURE2 = Experiment(
 )
 
 
+def _network(layers: int, activation: str, **paper: float) -> Case:
+    return Case({"layers": layers, "activation": activation}, paper, f"{layers}-layer {activation} RNN")
+
+
 # What the paper leaves open, tried in the setting of Table 2 that trains fastest; gamma and dropout's rates with two
 # layers too, where others may be the best. Validation perplexity decides.
-SEARCHED = [Case({"layers": layers, "activation": name}) for layers, name in ((1, "tanh"), (2, "tanh"), (2, "relu"))]
+SEARCHED = [_network(1, "tanh"), _network(2, "tanh"), _network(2, "relu")]
 
 GAMMA = Experiment(
     name="gamma",
@@ -228,9 +230,7 @@ LOWER_BOUND = Experiment(
 
 
 def _table2_case(layers: int, activation: str, *paper: float) -> Case:
-    return Case(
-        {"layers": layers, "activation": activation}, dict(zip(("noisin", "noisin*", "dropout", "none"), paper))
-    )
+    return _network(layers, activation, **dict(zip(("noisin", "noisin*", "dropout", "none"), paper)))
 
 
 # The paper states no size of its networks here; Figure 2, whose setting is one of these cases, has 256 units.
@@ -256,7 +256,9 @@ INITIALISATION = Experiment(
     title="Recurrent weights at the start, Penn Treebank: 1-layer tanh RNN, 256 units",
     setting={**FIGURE2.setting, "activation": "tanh"},
     methods={"none": [{}], "noisin*": FIGURE2.methods["noisin*"]},
-    cases=[Case({"recurrent_init": kind}) for kind in ("orthogonal", "identity", "uniform")],
+    cases=[
+        Case({"recurrent_init": kind}, title=f"{kind} initialisation") for kind in ("orthogonal", "identity", "uniform")
+    ],
 )
 
 # The paper does not say which start its networks had. With tanh this one validates best, by INITIALISATION.
@@ -308,7 +310,10 @@ SETTINGS = Experiment(
     title="What explains the paper's 105.8, WikiText-2: 2-layer LSTM, 200 units",
     setting=_TABLE3_SETTING,
     methods={"none": [{}], "standard-dropout": [{"standard_dropout": 0.2}]},
-    cases=[Case({"decoder": "own"}), Case({"decoder": "tied"})],
+    cases=[
+        Case({"decoder": "own"}, title="decoder with weights of its own"),
+        Case({"decoder": "tied"}, title="decoder tied to the embedding"),
+    ],
 )
 
 TABLE3 = Experiment(
@@ -343,7 +348,10 @@ UNROLL = Experiment(
     title="Batch and unroll, Penn Treebank: 2-layer LSTM, 200 units",
     setting=ZAREMBA.setting,
     methods={"none": [{}]},
-    cases=[Case({"batch_size": batch, "unroll": steps}) for batch, steps in ((20, 20), (32, 20), (32, 35))],
+    cases=[
+        Case({"batch_size": batch, "unroll": steps}, title=f"batches of {batch}, unrolled {steps} steps")
+        for batch, steps in ((20, 20), (32, 20), (32, 35))
+    ],
 )
 
 # The paper's later version (ICML 2018): multiplicative noise, and noise with dropout. Its own networks had 650 units.

@@ -118,7 +118,7 @@ def test_a_method_declared_elsewhere_goes_from_training_to_the_page(tmp_path, mo
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "Zoneout" in page and f"{ours.test('clean'):.1f}" in page
     for file in ("outside-against-paper.svg", "outside-validation.svg", "outside-training.svg"):
-        assert "zoneout" in (tmp_path / "out" / file).read_text(encoding="utf-8")
+        assert "Zoneout" in (tmp_path / "out" / file).read_text(encoding="utf-8")
 
 
 def test_a_method_that_is_not_declared_is_refused(capsys):

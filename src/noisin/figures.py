@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -28,9 +30,7 @@ SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4, "fillstyle": "left", "markersize": 6, "markerfacecoloralt": "white"},
     {"linewidth": 2.6, "alpha": 0.5, "fillstyle": "top", "markersize": 7, "markerfacecoloralt": "white"},
 )
-# Style of several seeds of one variant: lines without markers, which would hide one another.
-SEEDS: Dict[str, Any] = {"marker": "", "linewidth": 1.0}
-# Okabe and Ito's colours for runs of one method; dashes for layers.
+# Okabe and Ito's colours for runs, dashes for layers or for more runs than there are colours.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 
@@ -44,21 +44,46 @@ def figure2(records: Sequence[Mapping[str, Any]], title: str = "", floor: Option
         Records of runs. Their curves are labelled by method, and by gamma or dropout rates where a method has several.
     title : str, default none
     floor : float, optional
-        Perplexity that no model can beat, drawn as a line.
+        Perplexity of the text's source, drawn as a line. On new text no model can be below it.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    validation, training = figure.subplots(1, 2)
-    _panel(validation, records, "valid_ppl", floor)
-    _panel(training, records, "train_ppl", floor)
-    validation.set_ylabel("perplexity a word (log scale)")
-    handles, labels = training.get_legend_handles_labels()
-    if handles:
-        _legend_below(figure, handles, labels)
+    figure = _both_panels(_curves_by_method(records), floor)
     figure.suptitle(title)
+    return figure
+
+
+def comparison(runs: Mapping[str, Mapping[str, Any]], floor: Optional[float] = None) -> Figure:
+    """Draw validation (left) and training (right) perplexity against the epoch, each run in a style of its own.
+
+    Parameters
+    ----------
+    runs : mapping of str to dict
+        Label of each run in the legend, and its record.
+    floor : float, optional
+        As in `figure2`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    looks = cycle({"color": color, "linestyle": dashes} for dashes in DASHES for color in COLORS)
+    found = [
+        _Curve(record, label.replace("$", r"\$"), {**look, "marker": "o", "markersize": 3.5, "linewidth": 1.4})
+        for (label, record), look in zip(runs.items(), looks)
+    ]
+    return _both_panels(found, floor)
+
+
+def _both_panels(curves: Sequence[_Curve], floor: Optional[float]) -> Figure:
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    validation, training = figure.subplots(1, 2)
+    _panel(validation, curves, "valid_ppl", floor)
+    _panel(training, curves, "train_ppl", floor)
+    validation.set_ylabel("perplexity a word (log scale)")
+    _legend_below(figure, *training.get_legend_handles_labels())
     return figure
 
 
@@ -85,7 +110,7 @@ def curves(
     matplotlib.figure.Figure
     """
     figure, axes = _single()
-    _panel(axes, records, key, floor, compared_with)
+    _panel(axes, _curves_by_method(records, compared_with), key, floor)
     axes.set_ylabel("perplexity a word (log scale)")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -109,7 +134,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
         layers = len(record["epochs"][0]["gamma"])
         for layer in range(layers):
             style: Dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[layer % len(DASHES)]}
-            label = _label(record, records) + (f", layer {layer + 1}" if layers > 1 else "")
+            label = _label(record, records, records) + (f", layer {layer + 1}" if layers > 1 else "")
             values = [entry["gamma"][layer] for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
     for bound in sorted({record["config"]["lower_bound"] for record in records}):
@@ -135,24 +160,56 @@ CROWD = 6
 PANELS = {"valid_ppl": ("validation, noise off (★ best epoch)", 1.5), "train_ppl": ("training, noise on", 2.2)}
 
 
-def _panel(
-    axes: Axes,
-    records: Sequence[Mapping[str, Any]],
-    key: str,
-    floor: Optional[float],
-    compared_with: Sequence[Mapping[str, Any]] = (),
-) -> None:
+@dataclass(frozen=True)
+class _Curve:
+    """A run as a panel shows it.
+
+    Parameters
+    ----------
+    record : dict
+    label : str
+    style : dict
+        Of the line, for matplotlib.
+    number, of : int
+        Its place among the curves with this label, from 0, and how many there are.
+    """
+
+    record: Mapping[str, Any]
+    label: str
+    style: Mapping[str, Any]
+    number: int = 0
+    of: int = 1
+
+
+def _curves_by_method(
+    records: Sequence[Mapping[str, Any]], compared_with: Sequence[Mapping[str, Any]] = (), seeds: bool = True
+) -> List[_Curve]:
+    """Return the curves of these runs by method; a label stands for one style in all of `compared_with`.
+
+    With `seeds`, the labels of few runs also tell seeds and dtypes apart.
+    """
+    ordered, every = _by_method(records), compared_with or records
+    among = records if seeds and len(records) <= CROWD else ()
+    labels = [_label(record, every, among) for record in ordered]
+    return [
+        _Curve(record, label, _look(record, every), labels[:index].count(label), labels.count(label))
+        for index, (record, label) in enumerate(zip(ordered, labels))
+    ]
+
+
+def _panel(axes: Axes, curves: Sequence[_Curve], key: str, floor: Optional[float]) -> None:
     title, headroom = PANELS[key]
-    labels = [_label(record, records, seeds=len(records) <= CROWD) for record in _by_method(records)]
-    for index, (record, label) in enumerate(zip(_by_method(records), labels)):
-        shown = "_" + label if label in labels[:index] else label  # a name with _ is not in the legend
-        _curve(axes, record, key, shown, _shade(record, compared_with or records), alone=labels.count(label) == 1)
+    for curve in curves:
+        _draw_curve(axes, curve, key)
     _label_axes(axes, title)
-    axes.set_ylim(*_limits(records, key, floor, headroom))
+    axes.set_ylim(*_limits([curve.record for curve in curves], key, floor, headroom))
     if floor is not None:
         axes.axhline(floor, color="#777777", linewidth=1)
-        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-        axes.annotate(f"floor {floor:{'.2f' if floor < 1e7 else '.3g'}}", (0.99, floor), **place).set_in_layout(False)
+        said = f"source of the text: {floor:{'.2f' if floor < 1e7 else '.3g'}}"
+        crossed = any(entry[key] < floor for curve in curves for entry in curve.record["epochs"])
+        beside: Dict[str, Any] = {"xytext": (4, -3), "va": "top"} if crossed else {"xytext": (4, 3)}
+        place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9}
+        axes.annotate(said, (0, floor), **beside, **place).set_in_layout(False)
 
 
 def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
@@ -161,35 +218,29 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     Parameters
     ----------
     panels : mapping of str to sequence of dict
-        Title of each panel and records of its runs; a panel without runs says so.
+        Title of each panel and records of its runs; one without runs is left out.
     title : str, default none
 
     Returns
     -------
     matplotlib.figure.Figure
     """
+    panels = {name: records for name, records in panels.items() if records}
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    every = _by_method([record for records in panels.values() for record in records])
-    legend = {
-        _label(record, every, seeds=False): Line2D([], [], **_look(record, _shade(record, every))) for record in every
-    }
-    figure = Figure(figsize=(11, 3.4 * rows + 0.1 * len(legend)), layout="constrained")
+    every = [record for records in panels.values() for record in records]
+    figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
-        labels = [_label(record, every, seeds=False) for record in _by_method(records)]
-        for record, label in zip(_by_method(records), labels):
-            _curve(axes, record, "valid_ppl", label, _shade(record, every), alone=labels.count(label) == 1)
+        for curve in _curves_by_method(records, every, seeds=False):
+            _draw_curve(axes, curve, "valid_ppl")
         _label_axes(axes, textwrap.fill(name, 44))
-        if records:
-            axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # one scale for all panels
-        else:
-            axes.set(xlabel="", xticks=[], yticks=[])
-            axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center")
+        axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # one scale for all panels
         if (index - 1) % columns == 0:
-            axes.set_ylabel("validation perplexity, noise off\n(log scale, ★ best epoch)")
-    if legend:
-        _legend_below(figure, list(legend.values()), list(legend))
+            axes.set_ylabel("validation perplexity\n(noise off, log scale)")
+    legend = {curve.label: Line2D([], [], **curve.style) for curve in _curves_by_method(every, seeds=False)}
+    legend["best epoch"] = Line2D([], [], color="#777777", marker="*", markersize=10, linestyle="")
+    _legend_below(figure, list(legend.values()), list(legend))
     figure.suptitle(title)
     return figure
 
@@ -209,22 +260,25 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
     ----------
     panels : mapping of str to sequence of dict
         Title of each panel and its rows, from the top. A row has `method` (its name), `paper` (a perplexity or None)
-        and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none.
+        and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none. A panel without runs is
+        left out, and so is a row with neither runs nor a published perplexity.
     title : str, default none
 
     Returns
     -------
     matplotlib.figure.Figure
     """
+    found = {name: [row for row in rows if row["runs"] or row["paper"] is not None] for name, rows in panels.items()}
+    panels = {name: rows for name, rows in found.items() if any(row["runs"] for row in rows)}
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 1.1 + 1.6 * rows), layout="constrained")
+    figure = Figure(figsize=(11, 0.9 + 1.6 * rows), layout="constrained")
     shared = None
     for index, (name, settings) in enumerate(panels.items(), 1):
         axes = shared = figure.add_subplot(rows, columns, index, sharex=shared)
         for height, setting in enumerate(settings):
             method = METHODS[setting["method"]]
-            style = {name: method.style[name] for name in ("color", "marker")}
+            style: Dict[str, Any] = {name: method.style[name] for name in ("color", "marker")}
             for estimator, how in MARKS.items():
                 for test in setting["runs"]:
                     if math.isfinite(test[estimator]):
@@ -234,7 +288,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
             if not setting["runs"]:
                 place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
                 axes.annotate("not run yet", (0.99, height), fontsize=9, color="#777777", **place)
-        axes.set_yticks(range(len(settings)), [METHODS[setting["method"]].label for setting in settings])
+        axes.set_yticks(range(len(settings)), [METHODS[setting["method"]].title for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
         axes.grid(alpha=0.25)
@@ -269,17 +323,27 @@ def importances(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (name, shares) in zip(axes, panels.items()):
         ordered = sorted(shares, key=shares.__getitem__)
-        panel.barh(ordered, [shares[option] for option in ordered], color=METHODS[name].style["color"])
-        panel.set_title(METHODS[name].label, fontsize=10)
-        panel.set_xlim(0, 1)
+        bars = panel.barh(
+            [option.replace("_", " ") for option in ordered],
+            [shares[option] for option in ordered],
+            color=METHODS[name].style["color"],
+        )
+        panel.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        panel.set_title(METHODS[name].title, fontsize=10)
+        panel.set_xlim(0, 1.1)
         panel.grid(alpha=0.25, axis="x")
-    axes[-1].set_xlabel("importance for a low validation perplexity")
+        panel.set_axisbelow(True)
+    axes[-1].set_xlabel("importance for a low validation perplexity (sums to 1)")
     return figure
 
 
 def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Draw a legend below all panels, in as many columns as fit."""
-    columns = max(1, min(len(labels), 125 // max(map(len, labels))))  # characters in a line of 10 inches
+    """Draw a legend below all panels, in as many columns as fit, and make the figure higher by its rows."""
+    if not labels:
+        return
+    width = int(13 * figure.get_figwidth())  # in characters
+    columns = max(1, min(len(labels), width // (max(map(len, labels)) + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
@@ -293,9 +357,10 @@ def _variant(record: Mapping[str, Any]) -> str:
     return METHODS[record["method"]].described(recorded_config(record["config"]))
 
 
-def _shade(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-    """Return the style that distinguishes a run's curve from curves of its method with other options."""
-    return SHADES[_variants(record, records).index(_variant(record)) % len(SHADES)]
+def _look(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+    """Return the style of a run's curve: its method's, in a shade for its options among all of these runs."""
+    shade = SHADES[_variants(record, records).index(_variant(record)) % len(SHADES)]
+    return {**METHODS[record["method"]].style, "markersize": 3.5, **shade}
 
 
 def _variants(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[str]:
@@ -303,32 +368,30 @@ def _variants(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     return list(dict.fromkeys(_variant(twin) for twin in _by_method(records) if twin["method"] == record["method"]))
 
 
-def _look(record: Mapping[str, Any], shade: Mapping[str, Any]) -> Dict[str, Any]:
-    return {**METHODS[record["method"]].style, "markersize": 3.5, **shade}
-
-
-def _curve(
-    axes: Axes, record: Mapping[str, Any], key: str, label: str, shade: Mapping[str, Any], alone: bool = True
-) -> None:
-    """Draw one run's curve, with a star at its best epoch on validation; plainer if it is one of several seeds."""
+def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
+    """Draw a run's curve, with a star at its best epoch on validation."""
+    record, style = curve.record, curve.style
+    label = "_" + curve.label if curve.number else curve.label  # a name with _ is not in the legend
     epochs = [entry["epoch"] for entry in record["epochs"]]
-    style = {**_look(record, shade), **({} if alone else SEEDS)}
-    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, **style)
+    # Of several seeds each has markers at epochs of its own, or they would hide one another.
+    step = min(curve.of, 3)
+    first = max(0, min(curve.number % step, len(epochs) - 1))
+    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, markevery=(first, step), **style)
     if key == "valid_ppl" and record["best_epoch"]:
-        star = {"color": style["color"], "alpha": style.get("alpha"), "markersize": 12 if alone else 7, "zorder": 3}
-        axes.plot(record["best_epoch"], record["valid_ppl"], "*", **star)
+        star = {"color": style["color"], "alpha": style.get("alpha"), "zorder": 3}
+        axes.plot(record["best_epoch"], record["valid_ppl"], "*", markersize=12 if curve.of == 1 else 7, **star)
 
 
-def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: bool = True) -> str:
-    """Return what distinguishes a run: its method, gamma or rates, and if `seeds` also its seed and dtype."""
-    twins = [other for other in records if other["method"] == record["method"]]
-    label = METHODS[record["method"]].label
+def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], among: Sequence[Mapping[str, Any]]) -> str:
+    """Return what distinguishes a run: its method, gamma or rates, and its seed and dtype where they differ `among`."""
+    label = METHODS[record["method"]].title
     if len(_variants(record, records)) > 1:
         label += f" {_variant(record)}"
-    if seeds and len({other["seed"] for other in twins}) > 1:
-        label += f" seed {record['seed']}"
-    if seeds and len({other.get("dtype") for other in twins}) > 1:
-        label += f" {record.get('dtype')}"
+    twins = [other for other in among if other["method"] == record["method"]]
+    if len({other["seed"] for other in twins}) > 1:
+        label += f", seed {record['seed']}"
+    if len({other.get("dtype") for other in twins}) > 1:
+        label += f", {record.get('dtype')}"
     return label
 
 

@@ -78,9 +78,7 @@ class Method:
     name : str
         Name in configurations, records and commands, e.g. 'dropout+noisin*'.
     title : str
-        Name in tables, as in the paper, e.g. 'Dropout + NOISIN*'.
-    label : str
-        Name in figures.
+        Name in tables and figures, as in the paper, e.g. 'Dropout + NOISIN*'.
     look : tuple of str
         Colour, line style and marker of its curves, for matplotlib.
     regularisers : tuple of Regulariser, default ()
@@ -89,7 +87,6 @@ class Method:
 
     name: str
     title: str
-    label: str
     look: Tuple[str, str, str]
     regularisers: Tuple[Regulariser, ...] = ()
 
@@ -215,19 +212,17 @@ STANDARD = Regulariser(
 )
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes and markers for print in grey.
-NONE = Method("none", "None", "deterministic", ("#000000", "-", "o"))
-DROPOUT = Method("dropout", "Dropout", "variational dropout", ("#E69F00", "--", "s"), (VARIATIONAL,))
-NOISIN = Method("noisin", "NOISIN", "NOISIN", ("#0072B2", "-.", "^"), (NOISE,))
-NOISIN_STAR = Method("noisin*", "NOISIN*", "NOISIN* (learned γ)", ("#D55E00", ":", "D"), (LEARNED_NOISE,))
-STANDARD_DROPOUT = Method(
-    "standard-dropout", "Standard dropout", "standard dropout", ("#56B4E9", "--", "v"), (STANDARD,)
-)
+NONE = Method("none", "None", ("#000000", "-", "o"))
+DROPOUT = Method("dropout", "Dropout", ("#E69F00", "--", "s"), (VARIATIONAL,))
+NOISIN = Method("noisin", "NOISIN", ("#0072B2", "-.", "^"), (NOISE,))
+NOISIN_STAR = Method("noisin*", "NOISIN*", ("#D55E00", ":", "D"), (LEARNED_NOISE,))
+STANDARD_DROPOUT = Method("standard-dropout", "Standard dropout", ("#56B4E9", "--", "v"), (STANDARD,))
 
 
 def _together(first: Method, second: Method, color: str, marker: str) -> Method:
     """Combine two methods in one model."""
-    names = (f"{first.name}+{second.name}", f"{first.title} + {second.title}", f"{first.label} and {second.label}")
-    return Method(*names, (color, second.look[1], marker), first.regularisers + second.regularisers)
+    name, title = f"{first.name}+{second.name}", f"{first.title} + {second.title}"
+    return Method(name, title, (color, second.look[1], marker), first.regularisers + second.regularisers)
 
 
 METHODS: Dict[str, Method] = {

@@ -289,6 +289,13 @@ def test_the_tables_and_curves_tell_all_variants_of_a_method_apart(experiment):
                 assert rows[0] != rows[1]
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_each_of_several_cases_has_a_title_of_its_own_in_words(experiment):
+    titles = [case.title for case in experiment.cases]
+    assert len(set(titles)) == len(titles) and "_" not in "".join(titles)
+    assert len(titles) == 1 or all(titles)
+
+
 def test_an_option_that_does_not_act_makes_no_other_run():
     noises = [Case({"noise": name}) for name in ("gaussian", "laplace")]
     experiment = dataclasses.replace(FIGURE2, cases=noises)
@@ -339,22 +346,23 @@ def test_a_command_for_some_variants_says_what_is_chosen_of_all(
 
 def test_table2_is_drawn_with_a_panel_a_case(tmp_path):
     figure = draw(TABLE2, [record_of(config) for config in TABLE2.configs()[:6]])
-    assert len(figure.axes) == 6
+    assert [axes.get_title() for axes in figure.axes] == ["1-layer sigmoid RNN", "1-layer tanh RNN"]  # which have run
     save(figure, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_lines_without_markers():
+def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_keep_its_marker():
     several = [
         record_of(GAMMA.configs(seeds=[seed], dtype=dtype)[0]) for seed, dtype in ((1, "bfloat16"), (2, "float32"))
     ]
     alone = record_of(GAMMA.configs()[1])
     figure = validation_panels({"panel": [*several, alone], "other": several[:1]})
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["NOISIN γ 0.1", "NOISIN γ 0.2"]
-    assert [line.get_marker() for line in legend.get_lines()] == ["^", "^"]
+    assert [text.get_text() for text in legend.get_texts()] == ["NOISIN γ 0.1", "NOISIN γ 0.2", "best epoch"]
+    assert [line.get_marker() for line in legend.get_lines()] == ["^", "^", "*"]
     markers = [[line.get_marker() for line in axes.get_lines()] for axes in figure.axes]
-    assert markers == [["", "*", "", "*", "^", "*"], ["^", "*"]]
+    assert markers == [["^", "*", "^", "*", "^", "*"], ["^", "*"]]
+    assert len({line.get_linewidth() for line in figure.axes[0].get_lines()[0:4:2]}) == 1  # as the legend has it
 
 
 def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
@@ -375,7 +383,7 @@ def test_the_figure_is_a_picture_of_the_records_and_can_be_restyled(tmp_path):
     assert imread(tmp_path / "figure.png").shape[:2] == (450, 600)  # at 150 dots per inch
     validation, training = figure.axes
     curves = {line.get_label(): list(line.get_ydata()) for line in training.get_lines()}
-    assert curves["deterministic"] == [90.0, 45.0] and curves["NOISIN"] == [90.0, 45.0]
+    assert curves["None"] == [90.0, 45.0] and curves["NOISIN"] == [90.0, 45.0]
     assert [100.0, 50.0] in [list(line.get_ydata()) for line in validation.get_lines()]
     assert [50.0] in [list(line.get_ydata()) for line in validation.get_lines()]  # the best epoch's star
     assert validation.get_ylabel() and validation.get_xlabel() and training.get_xlabel()
@@ -422,7 +430,7 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
     )
     figure = draw_against_paper(TABLE2, [first, second, lost])
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["deterministic", "variational dropout", "NOISIN", "NOISIN* (learned γ)"]
+    assert names == ["None", "Dropout", "NOISIN", "NOISIN*"]
     for axes, case in zip(figure.axes, TABLE2.cases):
         points = [(line.get_marker(), *line.get_xydata()[0]) for line in axes.get_lines()]
         paper = [(value, height) for marker, value, height in points if marker == "x"]
@@ -435,9 +443,19 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
         }
         for axes in figure.axes
     ]
-    assert ours[:2] == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}] and not any(ours[2:])
+    assert ours == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}]  # nothing has run of the other cases
     missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in figure.axes]
-    assert missing == [3, 2, 4, 4, 4, 4]
+    assert missing == [3, 2]
+    figure = draw_against_paper(ZAREMBA, [run_of(record_of(ZAREMBA.configs(["none"])[0]))])
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["None"]  # of the others there is nothing to show
+
+
+def test_a_run_of_one_epoch_has_a_marker_whichever_seed_it_is():
+    records = [record_of(config) for config in FIGURE2.configs(["none"], range(9))]
+    records = [{**record, "epochs": record["epochs"][:1], "best_epoch": 1, "valid_ppl": 100.0} for record in records]
+    lines = figure2(records).axes[1].get_lines()
+    assert len(lines) == 9 and {line.get_markevery()[0] for line in lines} == {0}
 
 
 def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side():
@@ -561,8 +579,8 @@ def test_lower_bounds_of_a_learned_gamma_are_told_apart_and_the_one_that_validat
     figure = draw(LOWER_BOUND, [run.record for run in runs])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
-        "NOISIN* (learned γ) γ from 0.3",
-        "NOISIN* (learned γ) γ from 0.5, bound 0.316",
+        "NOISIN* γ from 0.3",
+        "NOISIN* γ from 0.5, bound 0.316",
     ]
 
 
@@ -576,19 +594,20 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates():
         for line in training.get_lines()
     }
     assert list(curves) == [
-        "deterministic",
-        *(f"variational dropout rates {rates}" for rates in ("0.05, 0.05, 0.05, 0.025", "0.1, 0.1, 0.1, 0.05")),
-        "variational dropout rates 0.2, 0.2, 0.2, 0.1",
+        "None",
+        *(f"Dropout rates {rates}" for rates in ("0.05, 0.05, 0.05, 0.025", "0.1, 0.1, 0.1, 0.05")),
+        "Dropout rates 0.2, 0.2, 0.2, 0.1",
         *("NOISIN γ 0.1", "NOISIN γ 0.2", "NOISIN γ 0.4"),
     ]
     assert len(set(curves.values())) == 7
-    figure = validation_panels({"panel": records, "fewer": records[2:4]}, "Title")
+    figure = validation_panels({"panel": records, "not run": [], "fewer": records[2:4]}, "Title")
+    assert [axes.get_title() for axes in figure.axes] == ["panel", "fewer"]
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
     looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in figure.axes[0].get_lines()}
     assert len({look for look in looks if look[0] == METHODS["noisin"].look[0]}) >= 3
     # One legend for all panels, in each of which a label has the same look.
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(curves)
+    assert [text.get_text() for text in legend.get_texts()] == [*curves, "best epoch"]
     looks = [
         {
             line.get_label(): (line.get_color(), line.get_markerfacecolor(), line.get_alpha())
@@ -596,4 +615,4 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates():
         }
         for axes in figure.axes
     ]
-    assert all(looks[0][label] == curves[label] == looks[1][label] for label in ("deterministic", "NOISIN γ 0.4"))
+    assert all(looks[0][label] == curves[label] == looks[1][label] for label in ("None", "NOISIN γ 0.4"))
