@@ -90,8 +90,8 @@ results: $(READY) ## rewrite the tables and figures of README.md and docs/ from 
 	@$(PY) -m experiments readme
 
 .PHONY: report
-report: $(READY) ## write report/: a page, tables (Markdown, CSV, LaTeX) and figures from the committed records
-	@$(PY) -m experiments report $(ARGS)
+report: $(READY) ## write report/: a page, tables and figures from the committed records; RUNS=runs: from your own runs
+	@$(PY) -m experiments report $(call option,runs,RUNS) $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## time training steps against the limit of the matrix products and against peers; twenty minutes

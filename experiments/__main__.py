@@ -12,7 +12,7 @@ from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.grid.engines import Ended, Relay, dask_engine, local_engine
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
-from experiments.report.build import FOLDER, write_report
+from experiments.report.build import FOLDER, write_own_report, write_report
 from experiments.report.readme import update_pages
 from experiments.report.runs import load_runs, run_of, runs_of
 from experiments.report.tables import frame, lines
@@ -45,8 +45,13 @@ def _do(arguments: argparse.Namespace) -> None:
     if arguments.command == "readme":
         update_pages()
     elif arguments.command == "report":
-        write_report(arguments.out)
-        print(f"Written: {escape_unprintable(str(arguments.out / 'index.html'))}, and its tables and figures beside it")
+        if arguments.runs is None:
+            out = arguments.out or FOLDER
+            write_report(out)
+        else:
+            out = arguments.out or FOLDER / "runs"
+            write_own_report(arguments.runs, out)
+        print(f"Written: {escape_unprintable(str(out / 'index.html'))}, and its tables and figures beside it")
     else:
         _compare(EXPERIMENTS[arguments.command], arguments)
 
@@ -60,7 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("readme", help=says, description=says)
     says = "write tables, figures and a page from the committed records"
     report = commands.add_parser("report", help=says, description=says)
-    report.add_argument("--out", type=Path, default=FOLDER, help="its folder (default: report)")
+    report.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="show your own finished runs below this folder instead, with the paper's claims only where they apply",
+    )
+    report.add_argument("--out", type=Path, metavar="DIR", help="its folder (default: report; report/runs with --runs)")
     return parser
 
 
@@ -187,7 +198,7 @@ def _show(
     print(f"\n{experiment.title}\n\n{markdown(frame(experiment, shown))}")
     floor = floor_of(records)
     if floor is not None:
-        print(f"\nNo model can be below {floor:.2f}, the perplexity of the source, but for sampling error.")
+        print(f"\nThe source of the text has perplexity {floor:.2f}. On new text no model beats it but by chance.")
     # Not over the committed figure: that one shows every record, these may be a few (`make results` draws it).
     picture = RUNS / experiment.name / "curves.png"
     save(draw(experiment, records), picture)

@@ -1,4 +1,4 @@
-"""The report, made from the committed records and nothing else: `make report`.
+"""The report, made from the committed records and nothing else, or from one's own: `make report`.
 
 A folder with a table of each experiment, ours beside what was published, and of the claims (Markdown, CSV, LaTeX), the
 figures, and `index.html`, one page with all of it that loads nothing from outside.
@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from benchmarks import report as speed
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
 from experiments.records import RESULTS, floor_of, with_defaults
-from experiments.report.claims import judge
-from experiments.report.page import Overview, Picture, Section, Speed, page
-from experiments.report.runs import ESTIMATORS, Run, in_case, load_runs, number, runs_of, runs_of_case
+from experiments.report.claims import MISSING, UNMEASURED, Judgement, judge
+from experiments.report.page import Compared, Overview, Picture, Section, Speed, page
+from experiments.report.runs import ESTIMATORS, OWN, Run, in_case, load_runs, number, runs_of, runs_of_case
 from experiments.report.tables import (
     Line,
     claims_frame,
@@ -32,11 +32,13 @@ from experiments.report.tables import (
 )
 from noisin import figures
 from noisin.methods import METHODS
+from noisin.runs.comparison import by_corpus, draw, labels
 from noisin.system.errors import UserError
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
 FOLDER = Path("report")
+CURVES = 28  # in one figure of compared runs: more have no style of their own
 MEASUREMENTS = speed.HERE / "results.json"
 
 
@@ -55,13 +57,59 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
     runs = load_runs(results)
     measured = speed.read_results(measurements) if measurements.exists() else None
     judgements = judge(runs, measured)
-    timing = None if measured is None else _speed(measured, out)
     sections = [_section(experiment, runs, out) for experiment in EXPERIMENTS.values() if runs_of(experiment, runs)]
-    claims = claims_frame(judgements)
-    files = _tables("claims", "The paper's claims, judged from the records", claims, claims, out)
     in_sections = {line.run for section in sections for line in section.lines if line.run}
-    others = [Line(Case(), run.config.method, run) for run in runs if run not in in_sections]
-    _write(out / "index.html", page(runs, sections, others, judgements, files, timing))
+    others = _compared([run for run in runs if run not in in_sections], out)
+    timing = None if measured is None else _speed(measured, out)
+    _write(out / "index.html", page(runs, sections, others, judgements, _claims(judgements, out), timing))
+
+
+def write_own_report(folder: Path, out: Path = FOLDER / "runs") -> None:
+    """Write the report of one's own runs, beside what was published on their setting, if anything was.
+
+    The paper's claims are in it where these runs are enough to judge them.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of run directories, at any depth.
+    out : Path
+        Folder to write into.
+
+    Raises
+    ------
+    UserError
+        If there is no such folder or no finished run in it, or a record is damaged.
+    """
+    runs = load_runs(folder, OWN)
+    published = [experiment for experiment in EXPERIMENTS.values() if experiment.published]
+    sections = [_section(experiment, runs, out) for experiment in published if runs_of(experiment, runs)]
+    judgements = [one for one in judge(runs) if one.verdict not in (MISSING, UNMEASURED)]
+    shown = page(runs, sections, _compared(runs, out), judgements, _claims(judgements, out), own=str(folder))
+    _write(out / "index.html", shown)
+
+
+def _claims(judgements: Sequence[Judgement], out: Path) -> Dict[str, str]:
+    """Write the table of the claims, if there is one; as `_tables`."""
+    if not judgements:
+        return {}
+    claims = claims_frame(judgements)
+    return _tables("claims", "The paper's claims, judged from the records", claims, claims, out)
+
+
+def _compared(runs: Sequence[Run], out: Path) -> List[Compared]:
+    """Write the curves of these runs, and keep them for the page; by corpus."""
+    of = {run.file: run for run in runs}
+    found = []
+    for index, alike in enumerate(by_corpus({name: with_defaults(run.record) for name, run in of.items()}), 1):
+        lines_of = {label: Line(Case(), of[name].config.method, of[name]) for label, name in labels(alike).items()}
+        best = sorted(alike, key=lambda name: of[name].valid)[:CURVES]
+        path = out / f"compared-{index}.svg"
+        figures.save(draw({name: alike[name] for name in best}), path)
+        said = " ".join(_ends([of[name] for name in best], key) for key in ("valid_ppl", "train_ppl"))
+        picture = Picture(_read(path), "svg+xml", f"Validation and training perplexity against the epoch. {said}")
+        found.append(Compared(of[best[0]].record["corpus"], lines_of, picture, len(alike) > CURVES))
+    return found
 
 
 def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:

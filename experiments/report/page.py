@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -103,6 +104,26 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What the page shows of runs of one corpus beside one another: lines by label, and their curves."""
+
+    corpus: str
+    lines: Mapping[str, Line]
+    picture: Picture
+    drawn_in_part: bool = False
+
+    @property
+    def caption(self) -> str:
+        drawn = "; the figure has those that validate best" if self.drawn_in_part else ""
+        return f"{self.corpus}: perplexity a word; γ is the spread at the best epoch{drawn}."
+
+    @property
+    def groups(self) -> Groups:
+        rows = ((label, table_row(line)) for label, line in self.lines.items())
+        return [("", [[Cell((label,), notes=row[0].notes), *row[1:]] for label, row in rows])]
+
+
+@dataclass(frozen=True)
 class Speed:
     """What the page shows of `make bench`: facts of the machine, tables by caption, figures."""
 
@@ -120,10 +141,11 @@ class Speed:
 def page(
     runs: Sequence[Run],
     sections: Sequence[Section],
-    others: Sequence[Line],
+    compared: Sequence[Compared],
     judgements: Sequence[Judgement],
     claims: Mapping[str, str],
     speed: Optional[Speed] = None,
+    own: str = "",
 ) -> str:
     """The whole page.
 
@@ -133,15 +155,21 @@ def page(
         All of them; each gets its details.
     sections : sequence of Section
         The experiments that have records.
-    others : sequence of Line
-        Runs that belong to none.
+    compared : sequence of Compared
+        By corpus, the runs that belong to none; of the reader's own, all.
     judgements : sequence of Judgement
+        Without any, the page has no claims.
     claims : mapping
         Files of the table of claims, by name.
     speed : Speed, optional
+    own : str, default none
+        The folder that the runs lie in, if they are the reader's own and not those of the paper's experiments.
     """
-    contents = [("claims", "The paper's claims"), *((one.experiment.name, one.experiment.title) for one in sections)]
-    contents += [("others", "Other runs")] if others else []
+    others = [("others", "All runs" if own else "Other runs")] if compared else []
+    contents = others if own else []
+    contents += [("claims", "The paper's claims")] if judgements else []
+    contents += [(one.experiment.name, one.experiment.title) for one in sections]
+    contents += [] if own else others
     contents += [("speed", "Speed")] if speed else []
     loader = FileSystemLoader(Path(__file__).resolve().parent)
     environment = Environment(
@@ -152,11 +180,12 @@ def page(
         data=_data,
         flat=_flat,
         title_of_run=_title,
-        record_facts=_record_facts,
+        record_facts=partial(_record_facts, folder=own or "experiments/results"),
         epochs=_epochs,
     )
     return environment.get_template("page.html.j2").render(
-        contents=[*contents, ("runs", "Runs")],
+        contents=[*contents, ("runs", "Each run")],
+        own=own,
         dates=_dates(runs),
         verdicts=_verdicts(judgements),
         claims=_claims(judgements),
@@ -165,7 +194,7 @@ def page(
         apart=f"{APART:g}",
         headings=HEADINGS,
         sections=sections,
-        others=[("", [table_row(line) for line in others])] if others else [],
+        compared=compared,
         speed=speed,
         runs=runs,
     )
@@ -174,9 +203,13 @@ def page(
 def _dates(runs: Sequence[Run]) -> str:
     """How many runs, when and on what."""
     finished = sorted(str(run.record["finished"])[:10] for run in runs if run.record.get("finished"))
-    between = f", finished from {finished[0]} to {finished[-1]}" if finished else ""
+    between = f", finished {' to '.join(dict.fromkeys((finished[0], finished[-1])))}" if finished else ""
     hardware = {_machine(run) for run in runs} - {""}
-    return f"{len(runs)} runs{between}" + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
+    return (
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'}{between}"
+        + (f", on {'; '.join(sorted(hardware))}" if hardware else "")
+        + "."
+    )
 
 
 def _machine(run: Run) -> str:
@@ -212,6 +245,8 @@ def _verdicts(judgements: Sequence[Judgement]) -> Groups:
     rows = []
     for claim, statement in CLAIMS.items():
         found = [one.verdict for one in judgements if one.claim == claim]
+        if not found:
+            continue
         alike = found[0] if len(set(found)) == 1 and found[0] in SIGNS else ""
         rows.append([Cell((f"({claim}) {statement}",)), Cell((counted(found),), kind=alike)])
     return [("", rows)]
@@ -221,6 +256,7 @@ def _claims(judgements: Sequence[Judgement]) -> Groups:
     return [
         (f"({claim}) {statement}", [_judgement(one) for one in judgements if one.claim == claim])
         for claim, statement in CLAIMS.items()
+        if any(one.claim == claim for one in judgements)
     ]
 
 
@@ -260,10 +296,10 @@ def _title(config: Config) -> str:
     return f"{METHODS[config.method].title}: {network}, seed {config.seed}, {config.dtype}"
 
 
-def _record_facts(run: Run) -> Dict[str, Any]:
+def _record_facts(run: Run, folder: str) -> Dict[str, Any]:
     """All of a record but its configuration and epochs, which are shown by themselves."""
     rest = {name: value for name, value in run.record.items() if name not in ("epochs", "config")}
-    return {"record": f"experiments/results/{run.file}", **rest}
+    return {"record": f"{folder}/{run.file}", **rest}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[Tuple[str, str]]:

@@ -21,6 +21,7 @@ from noisin.system.errors import UserError
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")
 APPROXIMATE = "≈"
+OWN = "**/record.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,23 +101,31 @@ def run_of(record: Mapping[str, Any], file: str = "", anchor: str = "") -> Run:
     return Run(record, recorded_config(record["config"]), file, anchor)
 
 
-def load_runs(folder: Path = RESULTS) -> List[Run]:
+def load_runs(folder: Path = RESULTS, pattern: str = "*/*.json") -> List[Run]:
     """Every record below `folder`, checked.
+
+    Parameters
+    ----------
+    folder : Path, default that of the committed records
+    pattern : str, default '*/*.json'
+        Of the records' paths in it; `OWN` for run directories at any depth.
 
     Raises
     ------
     UserError
-        If there is none, or one is damaged or was changed, naming it.
+        If there is no folder or no record, or one is damaged or was changed, naming it.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one with runs, e.g. runs")
     runs: List[Run] = []
     taken: Set[str] = set()
-    for path in sorted(folder.glob("*/*.json")):
+    for path in sorted(folder.glob(pattern)):
         record = read_record(path)
         file = path.relative_to(folder).as_posix()
         anchor = _unused("run-" + re.sub(r"[^A-Za-z0-9]+", "-", file[: -len(".json")]).strip("-"), taken)
         runs.append(run_of(record, file, anchor))
     if not runs:
-        raise UserError(f"{folder} holds no records: `make ptb` makes some")
+        raise UserError(f"{folder} holds no finished run; `noisin train` or `make ptb` makes some")
     return runs
 
 

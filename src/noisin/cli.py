@@ -1,4 +1,4 @@
-"""The command `noisin`: data, train, tune, evaluate, sample, export, runs."""
+"""The command `noisin`: data, train, tune, evaluate, sample, export, runs, compare."""
 
 from __future__ import annotations
 
@@ -253,6 +253,17 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list runs with their status, best epoch and perplexities", epilog=EPILOG)
     runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where to look (default: runs)")
     runs.set_defaults(command=_runs)
+
+    comparison = commands.add_parser("compare", help="compare runs in a table and draw their curves", epilog=EPILOG)
+    comparison.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="directories made by noisin train")
+    comparison.add_argument(
+        "--figure",
+        type=Path,
+        default=Path("comparison.png"),
+        metavar="FILE",
+        help="where to draw the curves, a .png or .svg file; an existing one is replaced (default: comparison.png)",
+    )
+    comparison.set_defaults(command=_compare)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
@@ -540,6 +551,12 @@ def _runs(arguments: argparse.Namespace) -> None:
     from noisin.runs.listing import runs_table  # with pandas, which no other command waits for
 
     print(runs_table(arguments.folder).to_string(index=False))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from noisin.runs.comparison import compare  # with pandas and matplotlib, which no other command waits for
+
+    print(compare(arguments.runs, arguments.figure))
 
 
 def config_corpus(config: Config, data_dir: Optional[str] = None, moved_to: Optional[str] = None) -> Corpus:

@@ -144,7 +144,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
     _label_axes(axes, "spread γ at the end of each epoch")
     axes.set_yscale("linear")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("γ")
+    axes.set_ylabel("spread γ")
     axes.legend(frameon=False, fontsize=9)
     return figure
 

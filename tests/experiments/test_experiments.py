@@ -490,7 +490,7 @@ def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
     assert re.search(r"^    none 1  epoch   1  train", output, re.MULTILINE)
     assert re.search(r"^\| None .* \| finished \|$", output, re.MULTILINE)
     assert re.search(r"^\| NOISIN\* .* \| finished \|$", output, re.MULTILINE)
-    assert "No model can be below 17.24" in output
+    assert "The source of the text has perplexity 17.24" in output
     assert (tmp_path / "runs" / "demo" / "curves.png").exists()
     start = time.monotonic()
     again = command(*arguments, cwd=tmp_path)

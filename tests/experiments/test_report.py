@@ -18,10 +18,10 @@ import pytest
 from helpers.records import make_up_record
 
 from experiments.__main__ import main
-from experiments.catalogue import DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.catalogue import DEMO, DROPOUT, FIGURE2, IDENTITY, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.report.build import RESULTS, write_report
 from experiments.report.claims import CLAIMS, Judgement, judge, plain, seed_deviations
-from experiments.report.page import Picture, Speed, page
+from experiments.report.page import Compared, Picture, Speed, page
 from experiments.report.runs import Run, choose, load_runs
 from experiments.report.tables import (
     Line,
@@ -253,7 +253,7 @@ def test_the_summary_has_the_mean_over_seeds_of_what_validates_best_and_the_pape
 def test_the_summary_of_the_page_leads_to_the_runs_and_comes_in_all_forms(tmp_path):
     seeds = [record_of(changed(NONE, seed=seed), clean) for seed, clean in ((1, 100.0), (2, 103.0))]
     page = report(tmp_path, *seeds, record_of(NOISIN, 90.0, 95.0))
-    (row,) = (row for row in page.of("layers 1, activation sigmoid") if len(row) == 5)
+    (row,) = (row for row in page.of("1-layer sigmoid RNN") if len(row) == 5)
     _, none, dropout, noisin, _ = row
     assert (none[0], none[2]) == ("101.5 ± 2.1 / 102.5 ± 2.1 (157.4)", [])
     assert (dropout[0], dropout[2]) == ("not run yet (146.9)", [])
@@ -360,7 +360,8 @@ def built(text):
     run = Run(record, config, f"figure2/{text}.json", "run-1")
     table = pd.DataFrame([{text: text, "number": text}])
     speed = Speed({text: text}, [(text, table)], [Picture(b"", "png", text)])
-    return Page(page([run], [], [Line(Case(), "noisin*", run)], judge([run]), {f"{text}.csv": text}, speed))
+    compared = Compared(text, {text: Line(Case(), "noisin*", run)}, Picture(b"", "svg+xml", text))
+    return Page(page([run], [], [compared], judge([run]), {f"{text}.csv": text}, speed, text))
 
 
 @pytest.mark.parametrize(
@@ -802,9 +803,9 @@ def test_without_runs_no_claim_is_judged(tmp_path):
 def test_speed_is_shown_if_it_was_measured(tmp_path):
     page = report(tmp_path, record_of(NONE), measurements=MEASURED)
     assert "speed" in page.ids
-    assert [row[1][0] for row in page.of("deterministic")] == ["100 (100 to 100)"]
+    assert [row[1][0] for row in page.of("None") if "(" in row[1][0]] == ["100 (100 to 100)"]
     assert any(source.startswith("data:image/png") for source in page.sources)
-    for row in page.of("deterministic / limit"):
+    for row in page.of("None / matrix products alone"):
         assert [cell[0] for cell in row[1:3]] == ["float32", "0.50"]
 
 
@@ -834,7 +835,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert main(["report", "--out", str(tmp_path / "file")]) == 2
     errors = capsys.readouterr().err
     assert "cannot write" in errors and errors.count("\n") == 1
-    with pytest.raises(UserError, match="holds no records"):
+    with pytest.raises(UserError, match="is not a folder"):
         write_report(tmp_path / "out", tmp_path / "nowhere")
     bad = tmp_path / "measured.json"
     bad.write_text('{"measurements": [{}]}')
@@ -862,6 +863,60 @@ def test_markdown_and_latex_of_a_table_take_any_text():
 # ---- the figures ---------------------------------------------------------------------------------------------------
 
 
+def own_report(tmp_path, **records):
+    """The page of one's own runs, of which each name has this record."""
+    for name, record in records.items():
+        write_json(tmp_path / "mine" / name / "record.json", seal(record))
+    assert main(["report", "--runs", str(tmp_path / "mine"), "--out", str(tmp_path / "out")]) == 0
+    return Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_report_of_ones_own_runs_has_their_numbers_and_curves_and_no_claims(tmp_path, drawn):
+    mine = changed(NOISIN, corpus="synthetic", hidden=7)
+    write_json(tmp_path / "mine" / "small" / "config.json", {})  # nothing else of a run is read
+    records = {"small": record_of(mine, 77.7), "$deep$": record_of(changed(mine, hidden=9), 66.6)}
+    page = own_report(tmp_path, **records, other=record_of(changed(NONE, epochs=5), 55.5, corpus_sha256="1" * 64))
+    assert set(page.ids) >= {"others", "run-small-record", "run-deep-record"} and "claims" not in page.ids
+    (small,), (deep,), (other,) = page.of("NOISIN, hidden 7"), page.of("NOISIN, hidden 9"), page.of("None")
+    assert [row[5][0] for row in (small, deep, other)] == ["77.7", "66.6", "55.5"]
+    assert small[5][2] == ["#run-small-record"] and {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids)
+    for words in ("paper's claims", "ours beside the paper", "committed"):
+        assert words not in page.text()
+    assert f"record{tmp_path}/mine/$deep$/record.json" in page.text()
+    shown = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert shown == [["NOISIN, hidden 9", "NOISIN, hidden 7"], ["None"]]  # of one corpus each
+
+
+def test_ones_own_runs_of_the_papers_networks_stand_beside_its_numbers_and_judge_its_claims(tmp_path):
+    seeds = [{"a": record_of(changed(NONE, seed=1), 100.0), "b": record_of(changed(NONE, seed=2), 100.1)}]
+    page = own_report(tmp_path, **seeds[0], c=record_of(NOISIN, 90.0))
+    assert {"others", "figure2", "table2", "claims"} <= set(page.ids)
+    demo = DEMO.configs(["none"])[0]
+    assert not {"demo", "table2"} & set(
+        own_report(tmp_path / "other", demo=record_of(demo)).ids
+    )  # nothing is published
+    claims = {row[0][0][:3] for row in page.rows if re.match(r"\([a-f]\)", row[0][0])}
+    assert claims == {"(a)", "(d)"}  # of dropout, WikiText-2 and the benchmarks there is nothing
+    assert "not enough runs" not in page.text() and "not measured" not in page.text()
+
+
+@pytest.mark.parametrize("folder, says", [("absent", "absent is not a folder"), (".", "holds no finished run")])
+def test_a_report_of_no_runs_is_one_line(tmp_path, monkeypatch, capsys, folder, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--runs", folder]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "report").exists()
+
+
+def test_of_many_other_runs_those_that_validate_best_are_drawn(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr("experiments.report.build.CURVES", 2)
+    page = own_report(tmp_path, **{f"r{n}": record_of(changed(NONE, hidden=n), 100.0 - n) for n in (7, 8, 9)})
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["None, hidden 9", "None, hidden 8"]
+    assert (
+        "those that validate best" in page.text() and len([row for row in page.rows if "None, hid" in row[0][0]]) == 3
+    )
+
+
 def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(tmp_path, drawn):
     two = record_of(changed(LEARNED, layers=2), 100.0)
     two["epochs"] = [{**epoch, "gamma": [0.3 / epoch["epoch"], 0.2 / epoch["epoch"]]} for epoch in two["epochs"]]
@@ -870,8 +925,8 @@ def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(t
     validation, training, gamma = (figure.axes[0] for figure in drawn[:3])
     shown = {line.get_label(): list(line.get_ydata()) for line in validation.get_lines() if len(line.get_ydata()) > 1}
     assert shown == {
-        "deterministic": [122.0, 121.0, 120.0, 121.0],
-        "NOISIN* (learned γ)": [101.0, 100.0, 101.0, 102.0],
+        "None": [122.0, 121.0, 120.0, 121.0],
+        "NOISIN*": [101.0, 100.0, 101.0, 102.0],
     }
     assert [list(line.get_ydata()) for line in training.get_lines()] == [[300.5 / n for n in (1, 2, 3, 4)]] * 2
     paths = [list(line.get_ydata()) for line in gamma.get_lines()]
@@ -883,6 +938,9 @@ def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(t
 def test_many_seeds_share_an_entry_of_the_legend_and_keep_their_curves(tmp_path, drawn):
     report(tmp_path, *(record_of(changed(config, seed=seed)) for seed in range(4) for config in (NONE, DROPPED)))
     axes = drawn[1].axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["deterministic", "variational dropout"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["None", "Dropout"]
     assert len(axes.get_lines()) == 8
-    assert {line.get_marker() for line in axes.get_lines()} == {""}  # which would hide one another
+    (entry, *_) = axes.get_legend().get_lines()
+    none = [line for line in axes.get_lines() if line.get_color() == entry.get_color()]
+    assert {(line.get_marker(), line.get_linewidth()) for line in none} == {("o", entry.get_linewidth())}
+    assert [line.get_markevery() for line in none] == [(0, 3), (1, 3), (2, 3), (0, 3)]  # or they would hide one another

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 import pandas as pd
 
 from noisin.runs.directory import RunDirectory
+from noisin.runs.formats import Progress, best_of
 from noisin.system.errors import UserError, escape_unprintable
 
 
@@ -31,31 +32,62 @@ def runs_table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("-")
 
 
-def _row(path: Path, folder: Path) -> Dict[str, Any]:
-    directory, name = RunDirectory(path), escape_unprintable(str(path.relative_to(folder)))
+def read_run(path: Path) -> Dict[str, Any]:
+    """The record of the run in a directory; of a run without one yet, the fields that are known so far.
+
+    Its `status` then is 'running', 'interrupted', 'not tested' or 'not one epoch yet', and it has no `test_ppl`.
+
+    Raises
+    ------
+    UserError
+        If the directory holds no run, or a file of it is damaged.
+    """
+    directory = RunDirectory(path)
+    config, progress = directory.read_config(), directory.load() or Progress()
+    record = directory.read_record()
+    if record is not None:
+        return {**record, "config": config.to_dict()}
+    best = best_of(progress.epochs)
+    known = {name: getattr(config, name) for name in ("method", "seed", "dtype")}
+    return {
+        **known,
+        "config": config.to_dict(),
+        "status": _status(directory, progress),
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "valid_ppl": progress.valid_ppl,
+        "gamma": best["gamma"] if best else [],
+        "test_ppl": None,
+        "corpus_sha256": directory.corpus_sha256,
+        "floor_ppl": None,
+    }
+
+
+def summary(record: Mapping[str, Any]) -> Dict[str, str]:
+    """The columns of a run's row, as text."""
+    row = {"status": record["status"], "method": record["method"]}
+    if record["best_epoch"]:
+        row["epoch"] = f"{len(record['epochs'])} of {record['config']['epochs']}"
+        row["best epoch"] = str(record["best_epoch"])
+        row["valid"] = f"{record['valid_ppl']:.2f}"
+        row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in record["gamma"]) or "-"
+    test = record["test_ppl"] or {}
+    row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
+    return row
+
+
+def _row(path: Path, folder: Path) -> Dict[str, str]:
+    name = escape_unprintable(str(path.relative_to(folder)))
     try:
-        config, progress = directory.read_config(), directory.load()
-        record = directory.read_record()
-        status = _status(directory, progress) if record is None else record["status"]
-        row: Dict[str, Any] = {"run": name, "status": status, "method": config.method}
-        if progress and progress.best_epoch:
-            row["epoch"] = f"{len(progress.epochs)} of {config.epochs}"
-            row["best epoch"] = str(progress.best_epoch)
-            row["valid"] = f"{progress.valid_ppl:.2f}"
-            best = progress.epochs[progress.best_epoch - 1]
-            row["gamma"] = " ".join(f"{gamma:.3f}" for gamma in best["gamma"]) or "-"
-        if record is not None:
-            test = record["test_ppl"] or {}
-            row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
-        return row
+        return {"run": name, **summary(read_run(path))}
     except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
         print(f"noisin: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
         return {"run": name, "status": "damaged"}
 
 
-def _status(directory: RunDirectory, progress: Any) -> str:
+def _status(directory: RunDirectory, progress: Progress) -> str:
     if directory.in_use:
         return "running"
-    if progress and progress.status != "running":
+    if progress.status != "running":
         return "not tested"
-    return "interrupted" if progress and progress.epochs else "not one epoch yet"
+    return "interrupted" if progress.epochs else "not one epoch yet"
