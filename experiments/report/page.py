@@ -166,10 +166,9 @@ def page(
         The folder that the runs lie in, if they are the reader's own and not those of the paper's experiments.
     """
     others = [("others", "All runs" if own else "Other runs")] if compared else []
-    contents = others if own else []
-    contents += [("claims", "The paper's claims")] if judgements else []
-    contents += [(one.experiment.name, one.experiment.title) for one in sections]
-    contents += [] if own else others
+    paper = [("claims", "The paper's claims")] if judgements else []
+    paper += [(one.experiment.name, one.experiment.title) for one in sections]
+    contents = [*others, *paper] if own else [*paper, *others]
     contents += [("speed", "Speed")] if speed else []
     loader = FileSystemLoader(Path(__file__).resolve().parent)
     environment = Environment(
@@ -205,11 +204,8 @@ def _dates(runs: Sequence[Run]) -> str:
     finished = sorted(str(run.record["finished"])[:10] for run in runs if run.record.get("finished"))
     between = f", finished {' to '.join(dict.fromkeys((finished[0], finished[-1])))}" if finished else ""
     hardware = {_machine(run) for run in runs} - {""}
-    return (
-        f"{len(runs)} run{'' if len(runs) == 1 else 's'}{between}"
-        + (f", on {'; '.join(sorted(hardware))}" if hardware else "")
-        + "."
-    )
+    counted_runs = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    return counted_runs + between + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
 
 
 def _machine(run: Run) -> str:

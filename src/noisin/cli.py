@@ -554,7 +554,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from noisin.runs.comparison import compare  # with pandas and matplotlib, which no other command waits for
+    from noisin.runs.comparison import compare  # with pandas and matplotlib, which take a while
 
     print(compare(arguments.runs, arguments.figure))
 

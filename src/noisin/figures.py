@@ -205,7 +205,7 @@ def _panel(axes: Axes, curves: Sequence[_Curve], key: str, floor: Optional[float
     axes.set_ylim(*_limits([curve.record for curve in curves], key, floor, headroom))
     if floor is not None:
         axes.axhline(floor, color="#777777", linewidth=1)
-        said = f"source of the text: {floor:{'.2f' if floor < 1e7 else '.3g'}}"
+        said = f"text's source: {floor:{'.2f' if floor < 1e7 else '.3g'}}"
         crossed = any(entry[key] < floor for curve in curves for entry in curve.record["epochs"])
         beside: Dict[str, Any] = {"xytext": (4, -3), "va": "top"} if crossed else {"xytext": (4, 3)}
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9}
