@@ -230,6 +230,9 @@ def test_the_figures_show_the_measurements(tmp_path, drawn):
         assert list(memory.get_ydata()) == [400.0, 400.0]
         assert (left.get_xlabel(), left.get_ylabel()) == (report.DIMENSIONS[name], "time per step (ms)")
         assert right.get_ylabel() == "peak memory (MiB)"
+    drawn[1].draw_without_rendering()
+    memory, time = (axes.yaxis.label.get_window_extent() for axes in growth[1:3])
+    assert time.x0 - memory.x1 > 40  # or the label of one panel seems to be of the next
 
 
 @needs_matplotlib

@@ -387,6 +387,8 @@ def test_the_figure_is_a_picture_of_the_records_and_can_be_restyled(tmp_path):
     assert [100.0, 50.0] in [list(line.get_ydata()) for line in validation.get_lines()]
     assert [50.0] in [list(line.get_ydata()) for line in validation.get_lines()]  # the best epoch's star
     assert validation.get_ylabel() and validation.get_xlabel() and training.get_xlabel()
+    (said,), (crossed,) = validation.texts, figure2(records, floor=60.0).axes[1].texts
+    assert said.get_text() == "text's source: 17.00" and (said.get_va(), crossed.get_va()) == ("baseline", "top")
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
