@@ -213,7 +213,8 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
     assert sum(shares.values()) == pytest.approx(1) and max(shares, key=shares.get) == "gamma"
     assert Path("study/importances.png").read_bytes()[:4] == b"\x89PNG"
     (axes,) = drawn[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == sorted(shares, key=shares.get)
+    ordered = [name.replace("_", " ") for name in sorted(shares, key=shares.get)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ordered
 
 
 @pytest.mark.parametrize(
