@@ -18,17 +18,22 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from benchmarks.measure import Contender, last_line, measure
+from benchmarks.ours import METHODS_TIMED
 from benchmarks.report import HERE, draw, sections
-from benchmarks.workloads import GROWTH, WORKLOADS
+from benchmarks.workloads import GROWING, GROWTH, WORKLOADS
 from noisin.cli import OneLineParser, positive, run_command
-from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
+from noisin.methods import NONE
 from noisin.system.device import processor_features
 from noisin.system.errors import UserError, escape_unprintable
 from noisin.system.files import write_json
 from noisin.system.provenance import cpu_name
 from noisin.system.threads import threads
 
-OURS = ("limit", NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, "noisin-s4")
+OURS = ("limit", *METHODS_TIMED, "noisin-s4")
+PEERS = (  # those that are an extra: library, module, contenders; each with the memory settings below, too
+    ("torch", "torch_peers", ("pytorch", "pytorch-noise", "pytorch-compiled")),
+    ("jax", "jax_peer", ("jax",)),
+)
 # The memory settings that the command noisin makes for its own process, as glibc's environment variables.
 MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
@@ -85,8 +90,12 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
     growth: List[Dict[str, Any]] = []
     if not arguments.no_growth:
         for dimension, values in GROWTH.items():
-            alone = [Contender("noisin", "float32", "ours", change={dimension: value}) for value in values]
-            growth += measure("ptb-rnn-256", alone, 3, f"growth with {dimension}")
+            grown = [
+                Contender(name, "float32", "ours", change={dimension: value})
+                for name in GROWING[dimension]
+                for value in values
+            ]
+            growth += measure("ptb-rnn-256", grown, 3, f"growth with {dimension}")
     return {
         "hardware": {"cpu": cpu_name(), "threads": threads(), "device": "cpu"},
         "versions": _versions(),
@@ -97,15 +106,21 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
 
 
 def contenders(dtype: str) -> List[Contender]:
-    """Return all contenders of one dtype, 'float32' or 'bfloat16'; PyTorch's only if it is installed."""
+    """Return all contenders of one dtype, 'float32' or 'bfloat16'; those of an extra only if it is installed."""
     chosen = [Contender(name, dtype, "ours") for name in OURS]
     chosen.append(Contender("noisin-2x1", dtype, "ours", made_by="noisin", processes=2))
     chosen += [Contender(name, dtype, "mxnet_peers") for name in ("gluonnlp", "plain-cell")]
-    if util.find_spec("torch") is None:
-        print("PyTorch is not installed: its rows are left out (CONTRIBUTING.md says how to add it)", file=sys.stderr)
-        return chosen
-    chosen += [Contender(name, dtype, "torch_peers") for name in ("pytorch", "pytorch-noise")]
-    chosen.append(Contender("pytorch-malloc", dtype, "torch_peers", made_by="pytorch", environment=MEMORY_SETTINGS))
+    for library, module, names in PEERS:
+        if util.find_spec(library) is None:
+            print(
+                f"{library} is not installed: its rows are left out (CONTRIBUTING.md says how to add it)",
+                file=sys.stderr,
+            )
+            continue
+        chosen += [Contender(name, dtype, module) for name in names]
+        chosen += [
+            Contender(f"{name}-malloc", dtype, module, made_by=name, environment=MEMORY_SETTINGS) for name in names
+        ]
     return chosen
 
 
@@ -119,7 +134,7 @@ def _dtypes() -> List[str]:
 
 def _versions() -> Dict[str, Optional[str]]:
     found: Dict[str, Optional[str]] = {"python": platform.python_version()}
-    for name in ("mxnet", "gluonnlp", "numpy", "torch", "noisin"):
+    for name in ("mxnet", "gluonnlp", "numpy", "torch", "jax", "noisin"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

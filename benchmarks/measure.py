@@ -112,10 +112,11 @@ class _Turns:
         self._processes = [_Process(contender, workload) for _ in range(contender.processes)]
         self.rates: List[float] = []
         self.peak_mib = 0.0
+        self.warm_up_seconds = 0.0
         self._steps = 0
 
     def warm_up(self) -> None:
-        self._turn(WARM_UP_STEPS)
+        self.warm_up_seconds = self._turn(WARM_UP_STEPS)  # in which a compiler compiles
         self._steps = max(2, round(TURN_SECONDS / max(1e-3, self._turn(2) / 2)))
 
     def _turn(self, steps: int) -> float:
@@ -192,5 +193,6 @@ def _measurement(turn: _Turns, workload: str) -> Dict[str, Any]:
         "rounds": len(turn.rates),
         "rates": turn.rates,
         "peak_mib": turn.peak_mib,
+        "warm_up_seconds": turn.warm_up_seconds,
         **turn.contender.change,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Dict, List, Tuple, Union
 
-from benchmarks.workloads import GAMMA, Workload
+from benchmarks.workloads import Workload
 
 # Only the part of noisin that lets MXNet be imported on today's NumPy; `import noisin` would set more.
 _FILE = Path(str(find_spec("noisin").origin)).parent / "system" / "mxnet_import.py"  # type: ignore[union-attr]
@@ -18,7 +18,7 @@ with runpy.run_path(str(_FILE))["stand_ins"]():
     from mxnet import autograd, gluon
     from mxnet.contrib import amp
 
-Step = Callable[[], None]
+Step = Callable[[], mx.nd.NDArray]  # queues one training step; returns the loss per word before it
 Tensor = Union[mx.nd.NDArray, mx.sym.Symbol]
 
 
@@ -42,7 +42,7 @@ class _PlainCells(gluon.HybridBlock):
             hidden, fresh = word, []
             for layer, cell in enumerate(self.cells._children.values()):
                 hidden, own = cell(hidden, states[layer * per_layer : (layer + 1) * per_layer])
-                hidden = F.broadcast_add(hidden, GAMMA * F.random.normal_like(hidden))
+                hidden = F.broadcast_add(hidden, self._workload.gamma * F.random.normal_like(hidden))
                 fresh += [hidden, *own[1:]]
             states = fresh
             outputs.append(hidden)
@@ -53,7 +53,7 @@ def plain_cell(workload: Workload, dtype: str) -> Step:
     """Return the training step of a noisy language model of Gluon's own cells, hybridized."""
     _use(dtype)
     model = _PlainCells(workload)
-    model.initialize(mx.init.Uniform(0.1))
+    model.initialize()
     model.hybridize()
     states = model.cells.begin_state(batch_size=workload.batch_size, func=mx.nd.zeros)
     return _gluon_step(workload, model, states)
@@ -65,7 +65,7 @@ def gluonnlp_model(workload: Workload, dtype: str) -> Step:
     mode = {"rnn": "rnn_tanh", "lstm": "lstm"}[workload.cell]
     size = workload.hidden
     model = gluonnlp.model.train.StandardRNN(mode, workload.vocabulary, size, size, workload.layers, dropout=0.0)
-    model.initialize(mx.init.Uniform(0.1))
+    model.initialize()
     model.hybridize(static_alloc=True)
     return _gluon_step(workload, model, model.begin_state(workload.batch_size, func=mx.nd.zeros))
 
@@ -80,13 +80,15 @@ def _gluon_step(workload: Workload, model: gluon.Block, states: List[Any]) -> St
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     loss_function.hybridize(static_alloc=True)
     parameters = model.collect_params()
+    for parameter, value in zip(parameters.values(), workload.weights().in_order()):
+        parameter.set_data(mx.nd.array(value))
     trainer = gluon.Trainer(parameters, workload.optimizer, {"learning_rate": workload.learning_rate}, kvstore=None)
     batches = workload.batches()
 
     def detached(state: Any) -> Any:
         return [detached(part) for part in state] if isinstance(state, (list, tuple)) else state.detach()
 
-    def step() -> None:
+    def step() -> mx.nd.NDArray:
         nonlocal states
         inputs, targets = (mx.nd.array(ids) for ids in next(batches))
         with autograd.record():
@@ -96,6 +98,7 @@ def _gluon_step(workload: Workload, model: gluon.Block, states: List[Any]) -> St
         gradients = [parameter.grad() for parameter in parameters.values()]
         gluon.utils.clip_global_norm(gradients, 5.0 * workload.batch_size, check_isfinite=False)
         trainer.step(workload.batch_size)
+        return loss / workload.words
 
     return step
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable, Dict
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import noisin  # noqa: F401  before mxnet: it sets threads
 
 # isort: split
 import mxnet as mx
+import numpy as np
 
-from benchmarks.workloads import GAMMA, Workload
+from benchmarks.workloads import Workload
 from noisin.config import Config
 from noisin.data.batches import training_batches
+from noisin.evaluation import Evaluator
 from noisin.graphs import BFLOAT16
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
-from noisin.model import initial_model
+from noisin.model import LanguageModel, initial_model
 from noisin.training import TrainingStep
 
-Step = Callable[[], object]  # queues one training step, which `finish` waits for
+METHODS_TIMED = (NONE.name, DROPOUT.name, NOISIN.name, NOISIN_STAR.name, f"{DROPOUT.name}+{NOISIN.name}")
+
+Step = Callable[[], Optional[float]]  # queues one training step; returns the loss per word before it, if it has one
 
 
 def limit(workload: Workload, dtype: str) -> Step:
@@ -44,52 +48,69 @@ def limit(workload: Workload, dtype: str) -> Step:
     return step
 
 
-def ours(method: str, samples: int, workload: Workload, dtype: str) -> Step:
+def ours(method: str, workload: Workload, dtype: str, **options: Any) -> Step:
     """Return the training step of `noisin train`.
 
     Parameters
     ----------
     method : str
         Key of `METHODS`.
-    samples : int
-        S, noise trajectories.
     workload : Workload
     dtype : {'float32', 'bfloat16'}
+    options
+        Of `Config`, in place of those that the workload gives.
 
     Returns
     -------
     function ()
-        Queues one training step.
+        Queues one training step; returns the loss per word before it.
     """
-    config = Config(
-        method=method,
-        cell=workload.cell,
-        activation="tanh",
-        layers=workload.layers,
-        hidden=workload.hidden,
-        gamma=[GAMMA],
-        optimizer=workload.optimizer,
-        learning_rate=workload.learning_rate,
-        batch_size=workload.batch_size,
-        unroll=workload.unroll,
-        samples=samples,
-        dtype=dtype,
-    )
-    training_step = TrainingStep(initial_model(config, workload.vocabulary, mx.cpu()), config, mx.cpu())
+    config = _config(method, workload, dtype, **options)
+    training_step = TrainingStep(_model(config, workload), config, mx.cpu())
 
-    def endless():
+    def endless() -> Iterator[Any]:
         while True:
             yield from training_batches(workload.tokens(), workload.batch_size, workload.unroll)
 
     batches = endless()
-    return lambda: training_step(*next(batches))
+    return lambda: training_step(*next(batches)) / workload.words
+
+
+def _config(method: str, workload: Workload, dtype: str, **options: Any) -> Config:
+    from_workload: Dict[str, Any] = {
+        name: getattr(workload, name)
+        for name in ("cell", "layers", "hidden", "optimizer", "learning_rate", "batch_size", "unroll", "samples")
+    }
+    more = {"method": method, "activation": "tanh", "gamma": [workload.gamma], "dtype": dtype, **options}
+    return Config(**from_workload, **more)
+
+
+def _model(config: Config, workload: Workload) -> LanguageModel:
+    model, weights = initial_model(config, workload.vocabulary, mx.cpu()), workload.weights()
+    parameters = model.collect_params()
+    model.embedding_weight.set_data(weights.embedding)
+    model.decoder_weight.set_data(weights.decoder)
+    model.decoder_bias.set_data(weights.decoder_bias)
+    for layer, arrays in enumerate(weights.layers):
+        for name, array in zip(("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), arrays):
+            parameters[f"cells_l{layer}_{name}"].set_data(array)
+    return model
+
+
+def particle_filter(workload: Workload, dtype: str) -> Step:
+    """Return a step of evaluation: a segment of each column by a particle filter, as `noisin evaluate --particles`."""
+    model = _model(_config(NOISIN.name, workload, dtype), workload)
+    evaluator = Evaluator(model, eos=1, batch_size=workload.batch_size, unroll=workload.unroll)
+    segment = workload.tokens()[: workload.words]
+    return lambda: np.log(evaluator.marginal(segment, workload.particles, repetitions=1)["marginal"])
 
 
 CONTENDERS: Dict[str, Callable[[Workload, str], Step]] = {
     "limit": limit,
-    **{method.name: partial(ours, method.name, 1) for method in (NONE, DROPOUT, NOISIN_STAR)},
-    NOISIN.name: lambda workload, dtype: ours(NOISIN.name, workload.samples, workload, dtype),
-    "noisin-s4": partial(ours, NOISIN.name, 4),
+    **{method: partial(ours, method) for method in METHODS_TIMED},
+    "noisin-s4": lambda workload, dtype: ours(NOISIN.name, workload.changed({"samples": 4}), dtype),
+    "log-averaged": partial(ours, NOISIN.name, objective="log-averaged"),
+    "particle-filter": particle_filter,
 }
 
 

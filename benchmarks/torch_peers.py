@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Tuple, Union
 import torch
 from torch import nn
 
-from benchmarks.workloads import GAMMA, Workload
+from benchmarks.workloads import Workload
 
 States = Union[torch.Tensor, Tuple[torch.Tensor, ...]]  # h, or h and c, each (layers, batch, hidden)
 
@@ -22,7 +22,7 @@ class _LanguageModel(nn.Module):
     def __init__(self, workload: Workload, noisy: bool) -> None:
         super().__init__()
         size, lstm = workload.hidden, workload.cell == "lstm"
-        self.noisy, self.lstm = noisy, lstm
+        self.noisy, self.lstm, self.gamma = noisy, lstm, workload.gamma
         self.embedding = nn.Embedding(workload.vocabulary, size)
         if noisy:
             cell = nn.LSTMCell if lstm else nn.RNNCell
@@ -32,6 +32,9 @@ class _LanguageModel(nn.Module):
         self.decoder = nn.Linear(size, workload.vocabulary)
         zeros = torch.zeros(workload.layers, workload.batch_size, size)
         self.start = (zeros, zeros) if lstm else zeros
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters(), workload.weights().in_order()):
+                parameter.copy_(torch.as_tensor(value))
 
     def forward(self, tokens: torch.Tensor, states: States) -> Tuple[torch.Tensor, States]:
         hidden = self.embedding(tokens)
@@ -45,27 +48,29 @@ class _LanguageModel(nn.Module):
             for layer, cell in enumerate(self.cells):
                 state = cell(hidden, states[layer])
                 hidden = state[0] if self.lstm else state
-                hidden = hidden + GAMMA * torch.randn_like(hidden)
+                hidden = hidden + self.gamma * torch.randn_like(hidden)
                 states[layer] = (hidden, state[1]) if self.lstm else hidden
             outputs.append(hidden)
         stacked = tuple(torch.stack(part) for part in zip(*states)) if self.lstm else torch.stack(states)
         return torch.stack(outputs), stacked
 
 
-def pytorch(noisy: bool, workload: Workload, dtype: str) -> Callable[[], None]:
+def pytorch(noisy: bool, compiled: bool, workload: Workload, dtype: str) -> Callable[[], torch.Tensor]:
     """Return the training step of a PyTorch model in its fastest plain form: fused optimizer, bfloat16 by autocast.
 
     Parameters
     ----------
     noisy : bool
         Step PyTorch's cells with noise on each hidden state, instead of its layers without noise.
+    compiled : bool
+        Compile model and loss with `torch.compile`.
     workload : Workload
     dtype : {'float32', 'bfloat16'}
 
     Returns
     -------
     function ()
-        Does one training step.
+        Does one training step; returns the loss per word before it.
     """
     model = _LanguageModel(workload, noisy)
     if workload.optimizer == "adam":
@@ -75,25 +80,33 @@ def pytorch(noisy: bool, workload: Workload, dtype: str) -> Callable[[], None]:
     batches = workload.batches()
     states: Any = model.start
 
-    def step() -> None:
+    def forward(inputs: torch.Tensor, targets: torch.Tensor, states: States) -> Tuple[torch.Tensor, States]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits, states = model(inputs, states)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return loss / workload.batch_size, states
+
+    if compiled:
+        forward = torch.compile(forward, dynamic=False)
+
+    def step() -> torch.Tensor:
         nonlocal states
         inputs, targets = (torch.as_tensor(ids).long() for ids in next(batches))
         states = tuple(state.detach() for state in states) if isinstance(states, tuple) else states.detach()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits, states = model(inputs, states)
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-            loss = loss / workload.batch_size
+        loss, states = forward(inputs, targets, states)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        return loss.detach() / workload.unroll
 
     return step
 
 
-CONTENDERS: Dict[str, Callable[[Workload, str], Callable[[], None]]] = {
-    "pytorch": partial(pytorch, False),
-    "pytorch-noise": partial(pytorch, True),
+CONTENDERS: Dict[str, Callable[[Workload, str], Callable[[], torch.Tensor]]] = {
+    "pytorch": partial(pytorch, False, False),
+    "pytorch-noise": partial(pytorch, True, False),
+    "pytorch-compiled": partial(pytorch, True, True),
 }
 
 

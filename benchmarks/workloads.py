@@ -6,11 +6,26 @@ This module does not import noisin, whose settings of threads and memory the pee
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
-GAMMA = 0.2  # spread of every noisy contender; its value does not change the cost
+
+class Weights(NamedTuple):
+    """What every contender starts from, all uniform in (-0.1, 0.1).
+
+    `layers` has for each layer the weights of its input and state (gates * hidden, hidden), and the bias of each
+    (gates * hidden,); the gates of an LSTM are input, forget, cell, output.
+    """
+
+    embedding: np.ndarray
+    layers: List[Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    decoder: np.ndarray
+    decoder_bias: np.ndarray
+
+    def in_order(self) -> List[np.ndarray]:
+        """Return all arrays, from the words up."""
+        return [self.embedding, *(array for layer in self.layers for array in layer), self.decoder, self.decoder_bias]
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,10 @@ class Workload:
         Steps per batch.
     samples : int, default 1
         S, noise trajectories of NOISIN.
+    particles : int, default 1
+        Trajectories of the particle filter.
+    gamma : float, default 0.2
+        Spread of every noisy contender. Its value does not change the cost; with 0 all contenders do the same work.
     """
 
     name: str
@@ -47,6 +66,8 @@ class Workload:
     batch_size: int = 32
     unroll: int = 35
     samples: int = 1
+    particles: int = 1
+    gamma: float = 0.2
 
     @property
     def words(self) -> int:
@@ -65,15 +86,31 @@ class Workload:
     def tokens(self) -> np.ndarray:
         """Return the ids of a random text of 50 training steps, with Zipf's word frequencies."""
         ranks = np.arange(1, self.vocabulary + 1)
-        draws = np.random.default_rng(0).choice(self.vocabulary, 50 * self.words, p=(1 / ranks) / (1 / ranks).sum())
+        draws = np.random.default_rng(0).choice(self.vocabulary, 50 * self.words + 1, p=(1 / ranks) / (1 / ranks).sum())
         return draws.astype(np.int32)
 
     def batches(self) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
         """Yield the segments of the text without end, for the peers: inputs and targets, each (unroll, batch)."""
-        columns = self.tokens().reshape(self.batch_size, -1).T
+        tokens = self.tokens()
+        inputs, targets = (part.reshape(self.batch_size, -1).T for part in (tokens[:-1], tokens[1:]))
         while True:
-            for start in range(0, len(columns) - self.unroll, self.unroll):
-                yield columns[start : start + self.unroll], columns[start + 1 : start + 1 + self.unroll]
+            for start in range(0, len(inputs), self.unroll):
+                yield inputs[start : start + self.unroll], targets[start : start + self.unroll]
+
+    def weights(self) -> Weights:
+        """Return the weights that every contender starts from."""
+        random, size, rows = np.random.default_rng(1), self.hidden, self.gates * self.hidden
+
+        def uniform(*shape: int) -> np.ndarray:
+            return random.uniform(-0.1, 0.1, shape).astype(np.float32)
+
+        layer_shapes = ((rows, size), (rows, size), (rows,), (rows,))
+        return Weights(
+            uniform(self.vocabulary, size),
+            [tuple(uniform(*shape) for shape in layer_shapes) for _ in range(self.layers)],  # type: ignore[misc]
+            uniform(self.vocabulary, size),
+            uniform(self.vocabulary),
+        )
 
     def products(self) -> List[Tuple[int, int, int, int, bool]]:
         """Return the matrix products of the forward pass as (times, rows, inner, columns, in the decoder).
@@ -96,7 +133,7 @@ WORKLOADS: Dict[str, Workload] = {
     )
 }
 
-# The values of one dimension at a time for which the cost of the first workload is measured.
+# The values of one dimension at a time for which the cost of the first workload is measured, and what is measured.
 GROWTH: Dict[str, List[int]] = {
     "hidden": [64, 128, 256, 512, 1024],
     "batch_size": [8, 16, 32, 64, 128],
@@ -104,4 +141,10 @@ GROWTH: Dict[str, List[int]] = {
     "layers": [1, 2, 4],
     "vocabulary": [2_500, 10_000, 33_278],
     "samples": [1, 2, 4, 8],
+    "particles": [1, 4, 16, 64],
+}
+GROWING: Dict[str, List[str]] = {
+    **dict.fromkeys(GROWTH, ["noisin"]),
+    "samples": ["noisin", "log-averaged"],
+    "particles": ["particle-filter"],
 }

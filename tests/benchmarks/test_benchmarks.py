@@ -1,5 +1,7 @@
 """The benchmark: what is timed is what it says, and the report is made of the measurements."""
 
+import importlib
+
 import numpy as np
 import pytest
 from helpers.machine import needs_bfloat16, needs_matplotlib
@@ -13,6 +15,7 @@ from noisin.graphs import BFLOAT16
 
 TINY = {"vocabulary": 50, "hidden": 8, "batch_size": 4, "unroll": 5}
 MODULES = {"ours": ours, "mxnet_peers": mxnet_peers}
+OF_AN_EXTRA = {"torch_peers": "torch", "jax_peer": "jax"}
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=str)
@@ -44,36 +47,43 @@ def test_every_contender_makes_steps(workload, module, name):
     MODULES[module].finish()
 
 
-@pytest.mark.parametrize("name", mxnet_peers.CONTENDERS)
-def test_peers_learn(name, monkeypatch):
-    losses = []
-    calculate = mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss.hybrid_forward
-
-    def watched(self, *args, **options):
-        loss = calculate(self, *args, **options)
-        losses.append(loss)
-        return loss
-
-    monkeypatch.setattr(mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss, "hybridize", lambda self, **_: None)
-    monkeypatch.setattr(mxnet_peers.gluon.loss.SoftmaxCrossEntropyLoss, "hybrid_forward", watched)
-    step = mxnet_peers.CONTENDERS[name](WORKLOADS["ptb-rnn-256"].changed({**TINY, "learning_rate": 0.03}), "float32")
-    for _ in range(60):
-        step()
-    first, last = (np.mean([loss.mean().asscalar() for loss in part]) for part in (losses[:5], losses[-5:]))
-    assert last < first - 0.3
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pytorch_peers_make_steps(monkeypatch, noisy, cell, dtype):
-    pytest.importorskip("torch", reason="PyTorch is an extra that only `make bench` uses: pip install torch")
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        *(("mxnet_peers", name) for name in mxnet_peers.CONTENDERS),
+        *(("torch_peers", name) for name in ("pytorch", "pytorch-noise", "pytorch-compiled")),
+        ("jax_peer", "jax"),
+    ],
+)
+def test_without_noise_all_do_the_same_work(workload, module, name, monkeypatch):
+    """From the same weights, ours and every peer have the same losses for fifty steps, which end where they began."""
+    if module in OF_AN_EXTRA:
+        pytest.importorskip(OF_AN_EXTRA[module], reason="an extra that only `make bench` uses: pip install '.[peers]'")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    from benchmarks.torch_peers import pytorch
+    setting = WORKLOADS[workload].changed({**TINY, "gamma": 0.0})
+    theirs = importlib.import_module(f"benchmarks.{module}").CONTENDERS[name](setting, "float32")
+    step = ours.CONTENDERS["noisin"](setting, "float32")
+    losses = np.array([(float(step()), number(theirs())) for _ in range(50)])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-4)
+    assert losses[:5].mean() - losses[-5:].mean() > 0.05
 
-    step = pytorch(noisy, WORKLOADS["ptb-rnn-256"].changed({**TINY, "cell": cell, "layers": 2}), dtype)
-    for _ in range(3):
-        step()
+
+def number(loss):
+    return float(loss.asscalar() if hasattr(loss, "asscalar") else loss)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "module, name", [("torch_peers", "pytorch"), ("torch_peers", "pytorch-noise"), ("jax_peer", "jax")]
+)
+def test_peers_of_an_extra_make_steps_in_both_dtypes(monkeypatch, module, name, dtype):
+    pytest.importorskip(OF_AN_EXTRA[module], reason="an extra that only `make bench` uses: pip install '.[peers]'")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    step = importlib.import_module(f"benchmarks.{module}").CONTENDERS[name](
+        WORKLOADS["wikitext2-lstm-200"].changed(TINY), dtype
+    )
+    assert 0 < number(step()) < 5
 
 
 def test_a_contender_that_is_killed_in_the_middle_is_left_out(monkeypatch, capfd):
