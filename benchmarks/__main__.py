@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from benchmarks.measure import Contender, last_line, measure
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWTH, WORKLOADS
-from noisin.cli import OneLineParser, positive, run_command
+from noisin.commands.parser import OneLineParser, positive, run_command
 from noisin.methods import DROPOUT, NOISIN, NOISIN_STAR, NONE
 from noisin.system.device import processor_features
 from noisin.system.errors import UserError, escape_unprintable

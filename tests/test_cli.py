@@ -17,7 +17,7 @@ import pytest
 from helpers.processes import ROOT
 from helpers.records import without_times
 
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.runs.directory import RunDirectory, run_name
@@ -213,7 +213,7 @@ def own_run(tmp_path_factory):
 
 
 def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: {"status": "finished"})
+    monkeypatch.setattr("noisin.commands.train.train", lambda *_, **__: {"status": "finished"})
     (tmp_path / "text.txt").write_text("one two three four\n" * 700)
     training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
     assert main(training) == 0
@@ -262,8 +262,8 @@ def test_an_interruption_says_what_it_leaves(own_run, capsys, monkeypatch, comma
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noisin.cli.initial_model", interrupted)
-    monkeypatch.setattr("noisin.cli.train", interrupted)
+    monkeypatch.setattr("noisin.commands.options.initial_model", interrupted)
+    monkeypatch.setattr("noisin.commands.train.train", interrupted)
     run = str(own_run / "run")
     assert main(["train", "--quiet"] if command == "train" else [command, run]) == 130
     error = capsys.readouterr().err
@@ -487,9 +487,9 @@ def test_memory_that_cannot_be_had_is_one_line(monkeypatch, capsys):
     def full(*_, **__):
         raise mx.MXNetError("[12:00:00] ../src/storage.h:101: Failed to allocate CPU Memory")
 
-    monkeypatch.setattr("noisin.cli.load_corpus", full)
+    monkeypatch.setattr("noisin.commands.data.load_corpus", full)
     assert "the memory is full" in refused(capsys, "data", "synthetic")
-    monkeypatch.setattr("noisin.cli.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
+    monkeypatch.setattr("noisin.commands.data.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
     with pytest.raises(mx.MXNetError):  # a defect is no mistake of the user's
         main(["data", "synthetic"])
 

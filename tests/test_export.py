@@ -20,7 +20,7 @@ from mxnet.gluon import rnn
 
 import noisin
 from noisin import cells, methods
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.encoding import END
 from noisin.model import make_model

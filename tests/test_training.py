@@ -22,7 +22,7 @@ from helpers.records import without_times
 
 from noisin import model as models
 from noisin import training
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data import synthetic
 from noisin.data.corpus import load_corpus

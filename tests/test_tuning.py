@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from noisin import tuning
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
@@ -21,11 +21,12 @@ from noisin.methods import METHODS
 from noisin.optimizers import Diverged
 from noisin.runs.formats import Progress
 from noisin.runs.record import read_record
+from noisin.search import SPACE, Space, train_command
 from noisin.system import process
 from noisin.system.errors import UserError
 from noisin.system.process import DIVERGED
 from noisin.training import TrainingStep, train
-from noisin.tuning import SPACE, Space, Study, best_valid, train_command, tune
+from noisin.tuning import Study, best_valid, tune
 
 METHOD_NAMES = ["noisin", "dropout+noisin"]
 FIXED = {"corpus": "text.txt", "hidden": 4, "batch_size": 4, "unroll": 5, "epochs": 3, "eval_batch_size": 2}
@@ -118,10 +119,10 @@ def test_an_option_that_is_given_is_not_searched():
 
 
 def test_the_command_of_a_configuration_is_that_configuration(monkeypatch):
-    from noisin import cli
+    from noisin.commands import train as command
 
     trained = []
-    monkeypatch.setattr(cli, "train", lambda config, *rest, **options: trained.append(config) or {"status": ""})
+    monkeypatch.setattr(command, "train", lambda config, *rest, **options: trained.append(config) or {"status": ""})
     config = Config(
         **{**FIXED, "corpus": "a b.txt", "unroll": 2, "method": "dropout+noisin*", "layers": 2, "gamma": [0.3, 0.125]},
         noise="beta",

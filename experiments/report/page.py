@@ -16,6 +16,7 @@ from experiments.report.runs import Mention, Run, network_of
 from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.config import Config
 from noisin.methods import METHODS
+from noisin.system.errors import plural
 
 HEADINGS = ("method", *("γ" if column == "gamma" else column for column in COLUMNS))
 SIGNS = {"holds": "✓", "fails": "✗", "undecided": "≈"}
@@ -176,7 +177,7 @@ def _dates(runs: Sequence[Run]) -> str:
     finished = sorted(str(run.record["finished"])[:10] for run in runs if run.record.get("finished"))
     between = f", finished from {finished[0]} to {finished[-1]}" if finished else ""
     hardware = {_machine(run) for run in runs} - {""}
-    return f"{len(runs)} runs{between}" + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
+    return f"{plural(len(runs), 'run')}{between}" + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
 
 
 def _machine(run: Run) -> str:

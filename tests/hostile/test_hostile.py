@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from readers import EPOCH, ORIGIN, READERS, RUN, WEIGHTS, WORDS, state_of
 
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.data.corpus import load_corpus
 from noisin.runs.directory import RunDirectory
 from noisin.runs.formats import seal

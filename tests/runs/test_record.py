@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiments.catalogue import DEMO
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import file_record, load_records
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.runs.formats import seal
 from noisin.runs.record import check_record, read_record, write_record

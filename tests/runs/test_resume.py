@@ -16,7 +16,7 @@ from helpers.machine import MULTIPLIES_BFLOAT16
 from lives import Life
 
 import noisin
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.runs.directory import RunDirectory
 
 # Each method with either optimizer; every cell, and dtype if the processor has it, a tied decoder, learning rates that

@@ -12,6 +12,8 @@ import pandas as pd
 from noisin.runs.directory import RunDirectory
 from noisin.system.errors import UserError, escape_unprintable
 
+DAMAGED = "damaged"  # status of a run that cannot be read
+
 
 def runs_table(folder: Path) -> pd.DataFrame:
     """One row for each run directory below `folder`, at any depth, by path.
@@ -49,8 +51,8 @@ def _row(path: Path, folder: Path) -> Dict[str, Any]:
             row.update({f"test {name}": f"{test[name]:.2f}" for name in ("clean", "averaged") if test.get(name)})
         return row
     except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
-        print(f"noisin: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
-        return {"run": name, "status": "damaged"}
+        print(f"noisin: error: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
+        return {"run": name, "status": DAMAGED}
 
 
 def _status(directory: RunDirectory, progress: Any) -> str:

@@ -1,0 +1,43 @@
+"""`noisin export`: a trained model as an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from noisin.commands.options import add_run, best_model
+from noisin.runs.directory import RunDirectory
+from noisin.system.errors import UserError, escape_unprintable
+from noisin.system.files import write_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.description = (
+        "Write a trained network, with the noise off, as an ONNX model. It maps tokens (T, B) and states (B, hidden) "
+        "to log_probabilities (T, B, V) and the next states, for any number of steps T and sequences B. Its metadata "
+        "include the vocabulary. docs/export.md shows how to use it."
+    )
+    add_run(parser)
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="file to write; an existing one is replaced")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file."""
+    try:
+        from noisin.export import to_onnx  # with onnx, an extra
+    except ImportError as error:
+        raise UserError(f"export needs onnx ({error}): pip install '.[onnx]' in noisin's folder") from None
+    path = arguments.model
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is not a regular file; name a file, e.g. model.onnx")
+    if path.suffix != ".onnx":  # nor can it then be a file of the run
+        raise UserError(f"cannot write {path}: name a file that ends in .onnx, e.g. model.onnx")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    directory = RunDirectory(arguments.run)
+    config, vocabulary = directory.read_config(), directory.read_vocabulary()
+    model, _ = best_model(directory, config, len(vocabulary), 1, "cpu")
+    content = to_onnx(model, config, vocabulary)
+    write_file(path, lambda aside: aside.write_bytes(content))
+    print(f"Written: {escape_unprintable(str(path))}")
