@@ -247,14 +247,19 @@ def test_no_file_of_a_run_is_overwritten(folder, capsys):
 
 def test_a_run_that_cannot_be_exported_is_one_line(folder, tmp_path, capsys):
     to = tmp_path / "model.onnx"
-    assert "nowhere holds no run" in refused(capsys, tmp_path / "nowhere", to)
+    assert "nowhere does not exist" in refused(capsys, tmp_path / "nowhere", to)
     run = tmp_path / "run"
     shutil.copytree(folder / "runs" / "NAME-OF-THE-RUN", run)
     (weights,) = run.glob("best-*.safetensors")
     weights.unlink()
-    assert f"{weights}: missing; expected the 'best' weights" in refused(capsys, run, to)
+    assert f"{weights} is missing" in refused(capsys, run, to)
     (run / "state.json").unlink()
-    assert f"{run} has no finished epoch yet: train it first" in refused(capsys, run, to)
+    assert f"{run / 'state.json'} is missing" in refused(capsys, run, to)
+    (run / "record.json").unlink()
+    assert f"{run} has no finished epoch: train it first" in refused(capsys, run, to)
+    absent = tmp_path / "absent" / "model.onnx"
+    assert f"there is no folder {absent.parent}; make it first" in refused(capsys, run, absent)
+    assert not absent.parent.exists()
     assert not to.exists()
 
 

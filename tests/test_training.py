@@ -406,12 +406,9 @@ def test_early_stopping_keeps_and_tests_the_best_epoch(tmp_path, corpus, monkeyp
 
 def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", **{**SMALL, "clip": 1e6})
-    lines = []
-    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    record = train(config, tmp_path, corpus, progress=False)
     assert record["status"] == "diverged" and record["test_ppl"] is None and record["valid_ppl"] is None
-    (said,) = (line for line in lines if line.startswith("diverged in"))
-    assert re.match(r"diverged in epoch 1, batch \d+ \(step \d+\): .*; no epoch was finished; ", said)
-    assert "--learning-rate" in said and said[len("diverged in ") :].startswith(record["reason"] + "; ")
+    assert re.match(r"epoch 1, batch \d+ \(step \d+\): ", record["reason"])
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
 
@@ -451,16 +448,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_that_step(tmp_path, corp
         step(self, batch_size)
 
     monkeypatch.setattr(ClippingTrainer, "step", poisoned)
-    lines = []
-    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    record = train(config, tmp_path, corpus, progress=False)
     assert len(steps) == 40
     assert record["status"] == "diverged" and len(record["epochs"]) == record["best_epoch"] == 1
     assert record["reason"] == f"epoch 2, batch 3 (step 40): the gradient's norm is {poison}"
     weights = tmp_path / "best-0001.safetensors"
-    assert (
-        f"diverged in {record['reason']}; {weights} keeps the weights of epoch 1, the best one; "
-        "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
-    ) in lines
     assert all(np.isfinite(values).all() for values in safetensors.numpy.load_file(weights).values())
     monkeypatch.undo()
     alone = run(dataclasses.replace(config, epochs=1), tmp_path / "alone", corpus)

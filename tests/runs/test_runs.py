@@ -133,7 +133,7 @@ def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_bytes((tmp_path / "none" / "config.json").read_bytes())
     capsys.readouterr()
-    assert main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 2  # as from any command that meets a damaged run
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line for line in lines[1:]}
     valid, test = f"{record['valid_ppl']:.2f}", record["test_ppl"]

@@ -29,7 +29,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(words).parse_args(words)
     arguments.in_own_process = argv is None
-    return run_command("noisin", lambda: arguments.run(arguments), arguments.again)
+    return run_command("noisin", lambda: arguments.work(arguments), arguments.again)
 
 
 def _parser(words: Sequence[str]) -> OneLineParser:
@@ -41,6 +41,6 @@ def _parser(words: Sequence[str]) -> OneLineParser:
         command = commands.add_parser(name, help=says, epilog=EPILOG)
         if name in words:
             module = import_module(f"noisin.commands.{name}")
-            command.set_defaults(parser=command, run=module.run)
+            command.set_defaults(parser=command, work=module.run)
             module.add_arguments(command)
     return parser

@@ -23,12 +23,12 @@ from noisin.system.errors import UserError, escape_unprintable, short_repr
 LONG = 50  # characters of names that help shows behind the option
 # For the help of the commands that print them.
 PERPLEXITIES = """\
-Perplexities, where the noise is that of the method, e.g. dropout:
-  clean           the noise is off
-  bound           log-probabilities are averaged over the noise, as in training
-  averaged        probabilities of words are averaged over the noise
+Perplexities, from the probability p of each word; dropout is noise, too:
+  clean           with the noise off
+  bound           log p averaged over the noise, as in training
+  averaged        p averaged over the noise
   averaged_limit  estimate of averaged for infinitely many noise trajectories
-  marginal        estimate for the text's probability, the noise integrated out"""
+  marginal        estimate from p of the whole text, averaged over the noise"""
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

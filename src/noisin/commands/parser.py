@@ -81,9 +81,8 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        indents = {"initial_indent": indent, "subsequent_indent": indent}
-        lines = (textwrap.fill(line, width, break_on_hyphens=False, **indents) for line in text.splitlines())
-        return "\n".join(lines)
+        wrapper = textwrap.TextWrapper(width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        return "\n".join(map(wrapper.fill, text.splitlines()))
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import List
 
 from noisin.commands.options import (
     add_config,
@@ -17,9 +18,10 @@ from noisin.commands.options import (
 from noisin.commands.parser import names, positive
 from noisin.config import Contradiction, flag
 from noisin.data.batches import training_batches
+from noisin.methods import METHODS
 from noisin.search import SPACE, Space, train_command
 from noisin.system.device import check_dtype, find_device
-from noisin.system.errors import UserError, escape_unprintable
+from noisin.system.errors import UserError, escape_unprintable, short_repr
 from noisin.system.threads import threads, useful_threads
 from noisin.tables import markdown
 
@@ -38,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(again="the same command resumes the interrupted trials")
     parser.add_argument(
-        "--methods", type=names, default=["noisin"], metavar="METHOD[,...]", help="methods to search (default: noisin)"
+        "--methods",
+        type=_methods,
+        default=["noisin"],
+        metavar="METHOD[,...]",
+        help="methods to search (default: noisin)",
     )
     parser.add_argument(
         "--trials",
@@ -59,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_dir(parser)
     add_device(parser)
     add_config(parser, WITHOUT, {searched.option for searched in SPACE})
+
+
+def _methods(text: str) -> List[str]:
+    """Return an argument's type: names of methods."""
+    found = names(text)
+    for name in found:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"{short_repr(name)} is unknown: it must be of {', '.join(METHODS)}")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> None:

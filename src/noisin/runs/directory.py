@@ -216,8 +216,10 @@ class RunDirectory:
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
         path = self.path / "state.json"
+        if not path.exists() and not self._has_weights:
+            return None
         with self._advice():
-            return self._read_state(path)[0] if path.exists() or self._has_weights else None
+            return self._read_state(path)[0]
 
     def recover(self, report: Callable[[str], None]) -> Optional[Progress]:
         """As `load`, from the newest checkpoint that is whole, which is then the last one.
@@ -260,6 +262,7 @@ class RunDirectory:
     @contextmanager
     def _advice(self, train_again: bool = False) -> Iterator[None]:
         """Add what to do to an error about a checkpoint; `train_again`: the checkpoint before it cannot be used."""
+        self._identity()  # what is wrong with it says what to do
         try:
             yield
         except UserError as error:
