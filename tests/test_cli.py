@@ -90,6 +90,9 @@ def refused(capsys, *arguments):
         ("evaluate .", ". holds no run (it has no config.json)"),
         ("sample nowhere", "nowhere does not exist"),
         ("sample nowhere --words 0", "0 is not a positive whole number"),
+        ("sample . --temperature -1", "argument --temperature: '-1' is not a number of at least 0"),
+        ("sample . --temperature x", "argument --temperature: 'x' is not a number of at least 0"),
+        ("sample . --top-p 0", "argument --top-p: '0' is not a number above 0 and at most 1"),
         ("data", "CORPUS"),
         ("train --decoder tied --embedding 8 --hidden 9", "--embedding is 8 and --hidden is 9: a tied decoder"),
         ("train --corpus .", ".: no text in this folder; put train.txt, valid.txt and test.txt there"),
@@ -461,10 +464,11 @@ def test_a_run_is_not_begun_in_a_folder_of_runs(own_run, capsys):
     assert f"{own_run} holds other runs, but is none itself" in refused(capsys, *arguments)
 
 
-def test_the_text_of_a_configuration_that_has_moved_is_asked_for(own_run, capsys, tmp_path):
+def test_a_text_that_has_moved_is_asked_for(own_run, capsys, tmp_path):
     (tmp_path / "options.json").write_text(json.dumps({"corpus": "gone.txt"}))
-    said = refused(capsys, "train", "--config", str(tmp_path / "options.json"))
-    assert "gone.txt" in said and said.endswith("has moved, say where it is with --corpus\n")
+    for option in (["--config", str(tmp_path / "options.json")], ["--corpus", "gone.txt"]):
+        said = refused(capsys, "train", *option)
+        assert "gone.txt" in said and said.endswith("has moved, say where it is with --corpus\n")
 
 
 def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path, capsys):

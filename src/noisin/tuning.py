@@ -181,7 +181,7 @@ def _damage_in(path: Path) -> Iterator[None]:
     except OSError:
         raise  # no damage, but e.g. a full disk
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = str(error) if isinstance(error, (ValueError, UserError)) else "it is not a journal of Optuna"
         raise UserError(f"{path} is damaged ({reason}): restore it, or delete it to begin the study again") from None
 
 

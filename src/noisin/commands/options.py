@@ -133,13 +133,13 @@ def check_active(given: Iterable[str], configs: Sequence[Config]) -> None:
             raise UserError(f"{flag(name)} has no effect with {flag(by)} {getattr(configs[0], by)}; remove it")
 
 
-def config_corpus(config: Config, data_dir: Optional[str] = None, given: Optional[str] = None) -> Corpus:
-    """Load the corpus that a configuration names, or the same text at the place that is given."""
-    name = full_name(given or config.corpus)
+def config_corpus(config: Config, data_dir: Optional[str], moved_to: Optional[str] = None) -> Corpus:
+    """Load the corpus that a configuration names, or the same text at its new place."""
+    name = full_name(moved_to or config.corpus)
     try:
         return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
     except UserError as error:
-        if given is not None or name in NAMES or os.path.lexists(os.path.expanduser(name)):
+        if moved_to or name in NAMES or os.path.lexists(os.path.expanduser(name)):
             raise
         raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import io
+import math
 import os
 import signal
 import sys
@@ -118,6 +119,21 @@ def natural(text: str) -> int:
     if not text.isdigit() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 999999999")
     return int(text)
+
+
+def number(holds: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """Return an argument's type: a number for which `holds` is true, which `expected` describes."""
+
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
+        return value
+
+    return parsed
 
 
 def names(text: str) -> List[str]:

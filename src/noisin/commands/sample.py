@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 
 from noisin.commands.options import add_device, add_run, best_model
-from noisin.commands.parser import natural, positive
+from noisin.commands.parser import natural, number, positive
 from noisin.data.encoding import ordered_vocabulary
 from noisin.runs.directory import RunDirectory
 from noisin.sampling import sample_words
-from noisin.system.errors import UserError, escape_control, escape_unprintable
+from noisin.system.errors import escape_control, escape_unprintable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=number(lambda value: 0 <= value < math.inf, "a number of at least 0"),
         default=1.0,
         metavar="X",
         help="below 1, likely words become likelier; 0 takes the likeliest word each time (default: 1)",
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=positive, metavar="K", help="draw from the K likeliest words (default: all)")
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
         default=1.0,
         metavar="P",
         help="draw from the fewest words that together have probability P or more (default: 1, all words)",
@@ -53,16 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown:
         print(f"noisin: not in the vocabulary, read as <unk>: {escape_unprintable(' '.join(unknown))}", file=sys.stderr)
     prompt = vocabulary[["<eos>"] + words]
-    try:
-        excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
-        limits = {"excluded": excluded, "top_k": arguments.top_k, "top_p": arguments.top_p}
-        ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, **limits)
-        drawn = (escape_control(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
-        text, separator = itertools.chain(map(escape_control, words), drawn), ""
-        for word in text:
-            end = word == "<eos>"
-            print("\n" if end else separator + word, end="", flush=True)
-            separator = "" if end else " "
-        print()
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    excluded = [vocabulary["<unk>"]] if arguments.no_unk else []
+    limits = {"excluded": excluded, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    ids = sample_words(model, prompt, arguments.seed, arguments.temperature, device, **limits)
+    drawn = (escape_control(vocabulary.idx_to_token[i]) for i in itertools.islice(ids, arguments.words))
+    text, separator = itertools.chain(map(escape_control, words), drawn), ""
+    for word in text:
+        end = word == "<eos>"
+        print("\n" if end else separator + word, end="", flush=True)
+        separator = "" if end else " "
+    print()

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; the exit status is 0, or `DIVERGED`."""
     config = _config(arguments)
     device = find_device(arguments.device)
-    corpus = config_corpus(config, arguments.data_dir, getattr(arguments, "corpus", None))
+    corpus = config_corpus(config, arguments.data_dir)
     directory = RunDirectory(arguments.run_dir or Path("runs") / run_name(config, corpus))
     if arguments.in_own_process:
         _restart_with_threads(arguments.threads or _chosen_threads(config, directory))

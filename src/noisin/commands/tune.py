@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_methods,
         default=["noisin"],
         metavar="METHOD[,...]",
-        help="methods to search (default: noisin)",
+        help=f"methods to search, of {', '.join(METHODS)} (default: noisin)",
     )
     parser.add_argument(
         "--trials",
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     configs = list(space.bases.values())
     check_active(given, configs)
     check_dtype(configs[0].dtype, find_device(arguments.device))
-    corpus = config_corpus(configs[0], arguments.data_dir, given.get("corpus"))
+    corpus = config_corpus(configs[0], arguments.data_dir)
     training_batches(corpus.train, configs[0].batch_size, configs[0].unroll)  # refuses too short a text
     folder = arguments.study or space.folder(corpus)
     useful = useful_threads(configs[0].hidden, threads())
