@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _why_diverged(record: Dict[str, Any], directory: RunDirectory) -> UserError:
-    best, reason = record["best_epoch"], record.get("reason")
+    best, reason = record["best_epoch"], record.get("reason")  # which older records lack
     left = f"{directory.best_path(best)} keeps the best weights" if best else "no epoch was finished"
     return UserError(
         f"the training diverged{f' in {reason}' if reason else ''}; {left}; try a smaller --learning-rate, a smaller "
