@@ -686,7 +686,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines() == ["noisin: interrupted; the same command goes on from the last finished epoch"]
+    assert errors.splitlines() == ["noisin: interrupted; the same command resumes after the last finished epoch"]
     before = len(RunDirectory(tmp_path / "run").load().epochs)
     assert 1 <= before < 400
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
