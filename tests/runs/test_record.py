@@ -273,7 +273,7 @@ def test_a_finished_run_whose_record_was_edited_is_refused_and_listed_as_damaged
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"noisin: error: {tmp_path / 'run' / 'record.json'} is not") and error.count("\n") == 1
-    assert main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 2
     assert re.search(r"^ *run +damaged", capsys.readouterr().out, re.MULTILINE)
 
 
