@@ -21,7 +21,7 @@ from benchmarks.measure import Contender, last_line, measure
 from benchmarks.ours import METHODS_TIMED
 from benchmarks.report import HERE, draw, sections
 from benchmarks.workloads import GROWING, GROWTH, WORKLOADS
-from noisin.cli import OneLineParser, positive, run_command
+from noisin.commands.parser import OneLineParser, positive, run_command
 from noisin.methods import NONE
 from noisin.system.device import processor_features
 from noisin.system.errors import UserError, escape_unprintable

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from noisin.cli import main  # the command loads it too
+from noisin.commands.train import run  # the command loads it too
 from noisin.config import Config
 from noisin.data.batches import training_batches
 from noisin.data.corpus import load_corpus
@@ -13,7 +13,7 @@ from noisin.system.device import find_device
 from noisin.system.errors import UserError
 from noisin.training import TrainingStep
 
-assert callable(main)
+assert callable(run)
 config = Config(corpus="ptb", method="noisin")
 try:
     corpus = load_corpus("ptb", download=False)

@@ -16,7 +16,7 @@ from experiments.report.build import FOLDER, write_own_report, write_report
 from experiments.report.readme import update_pages
 from experiments.report.runs import load_runs, run_of, runs_of
 from experiments.report.tables import frame, lines
-from noisin.cli import OneLineParser, names, natural, positive, run_command
+from noisin.commands.parser import OneLineParser, names, natural, positive, run_command
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.figures import save

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 from helpers.processes import ROOT
+from helpers.processes import run as run_process
 from helpers.records import without_times
 
-from noisin.cli import main
+from noisin.commands.main import COMMANDS, main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.runs.directory import RunDirectory, run_name
 from noisin.runs.formats import seal
+from noisin.search import SPACE
 from noisin.system.device import check_dtype, processor_features
 
 QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
@@ -48,11 +51,13 @@ def refused(capsys, *arguments):
         ("train --gama=1", "train: error: --gama=1 is not an option; did you mean --gamma? (see"),
         ("train --zzz", "train: error: --zzz is not an option (see noisin train --help)"),
         ("evaluate one two", "evaluate: error: two is one argument too many (see noisin evaluate --help)"),
-        ("train --hidden 0", "hidden is 0: it must be from 1"),
-        ("train --hidden many", "--hidden: invalid int value: 'many'"),
+        ("train --hidden 0", "argument --hidden: '0' is invalid: it must be from 1 to 100000 (see"),
+        ("train --hidden many", "argument --hidden: 'many' is not a whole number"),
         ("train --hidden nan", "--hidden"),
-        ("train --learning-rate nan", "learning_rate is nan: it must be from 0"),
-        ("train --dropout-states 1", "dropout_states is 1.0: it must be from 0 to 0.99"),
+        ("train --learning-rate nan", "argument --learning-rate: 'nan' is invalid: it must be from 1e-09 to 1000"),
+        ("train --learning-rate 0", "argument --learning-rate: '0' is invalid"),
+        ("train --seed 2147483648", "it must be from 0 to 2147483647"),
+        ("train --dropout-states 1", "--dropout-states: '1' is invalid: it must be from 0 to 0.99"),
         ("train --method noise", "invalid choice: 'noise'"),
         ("train --noise cauchy", "invalid choice: 'cauchy'"),
         ("train --noise gamma --noise-parameters k=-1", "k of noise family 'gamma' is -1.0"),
@@ -60,35 +65,45 @@ def refused(capsys, *arguments):
         ("train --noise gamma --noise-parameters name=1", "has no parameter 'name' (it has: k)"),
         ("train --noise-parameters k", "'k' is not names with numbers"),
         ("train --gamma 0.1,x", "'0.1,x' is not numbers"),
-        ("train --gamma 0.1,0.2", "gamma has 2 values for 1 layers"),
-        ("train --gamma -1", "gamma is [-1.0]: it must be from 0"),
-        ("train --method noisin* --gamma 0.1", "gamma starts at 0.1 with lower_bound 0.1"),
-        ("train --method noisin* --input-gamma 0.05", "input_gamma starts at 0.05 with lower_bound 0.1"),
-        ("train --gamma 0.3", "--gamma does not act with method none: leave it out"),
-        ("train --method noisin --lower-bound 0.1", "--lower-bound does not act with method noisin"),
-        ("train --method noisin --dropout-states 0.1", "--dropout-states does not act with method noisin"),
-        ("train --cell gru --activation tanh", "--activation does not act with cell gru"),
-        ("train --cell gru --forget-bias 1", "--forget-bias does not act with cell gru"),
-        ("train --decay-after 2", "--decay-after does not act with decay 1.0"),
-        ("train --samples 4", "--samples does not act with method none"),
-        ("train --max-vocabulary 500", "--max-vocabulary does not act with corpus synthetic"),
+        ("train --gamma 0.1,0.2", "--gamma has 2 values for 1 layer: give one"),
+        ("train --gamma -1", "--gamma: '-1' is invalid: it must be from 0 to 1000"),
+        ("train --method noisin* --gamma 0.1", "error: --gamma starts at 0.1 with --lower-bound 0.1"),
+        ("train --method noisin* --input-gamma 0.05", "error: --input-gamma starts at 0.05 with --lower-bound 0.1"),
+        ("train --gamma 0.3", "--gamma has no effect with --method none; remove it"),
+        ("train --method noisin --lower-bound 0.1", "--lower-bound has no effect with --method noisin"),
+        ("train --method noisin --dropout-states 0.1", "--dropout-states has no effect with --method noisin"),
+        ("train --cell gru --activation tanh", "--activation has no effect with --cell gru"),
+        ("train --cell gru --forget-bias 1", "--forget-bias has no effect with --cell gru"),
+        ("train --decay-after 2", "--decay-after has no effect with --decay 1.0"),
+        ("train --samples 4", "--samples has no effect with --method none"),
+        ("train --max-vocabulary 500", "--max-vocabulary has no effect with --corpus synthetic"),
         ("train --device tpu", "device is 'tpu'"),
         ("train --device gpu", "gpu:0 cannot be used"),
         ("train --corpus nowhere.txt", "nowhere.txt"),
         ("train --corpus=", "the name of the corpus is empty"),
-        ("train --decay 0.5 --decay-after 1234567", "decay_after is 1234567: it must be from 0 to 100000"),
+        ("train --decay 0.5 --decay-after 1234567", "--decay-after: '1234567' is invalid: it must be from 0 to 100000"),
         (f"sample {300 * 'x'}", "File name too long"),
         (f"evaluate {300 * 'x'}", "File name too long"),
         (f"runs {300 * 'x'}", "File name too long"),
         ("train --config nowhere.json", "nowhere.json"),
-        ("evaluate nowhere", "nowhere holds no run"),
-        ("sample nowhere", "nowhere holds no run"),
+        ("evaluate nowhere", "nowhere does not exist: give a directory made by noisin train"),
+        ("evaluate .", ". holds no run (it has no config.json)"),
+        ("sample nowhere", "nowhere does not exist"),
         ("sample nowhere --words 0", "0 is not a positive whole number"),
+        ("sample . --temperature -1", "argument --temperature: '-1' is not a number of at least 0"),
+        ("sample . --temperature x", "argument --temperature: 'x' is not a number of at least 0"),
+        ("sample . --top-p 0", "argument --top-p: '0' is not a number above 0 and at most 1"),
         ("data", "CORPUS"),
+        ("train --decoder tied --embedding 8 --hidden 9", "--embedding is 8 and --hidden is 9: a tied decoder"),
+        ("train --corpus .", ".: no text in this folder; put train.txt, valid.txt and test.txt there"),
+        ("train --config .", "--config . is a directory: name a file of options, e.g. config.json"),
+        ("train --run-dir /proc/foo", "run directory /proc/foo: No such file or directory; give another --run-dir"),
+        ("train --run-dir /dev/null", "run directory /dev/null: Not a directory; give another --run-dir"),
+        ("tune --study /dev/null", "cannot use /dev/null for a study: Not a directory; give another --study"),
         ("data nowhere", "nowhere: no such corpus or file; expected ptb, wikitext-2, synthetic, a text file"),
         ("data ptbb", "did you mean ptb?"),
         ("train --corpus WikiText2", "did you mean wikitext-2?"),
-        ("train --corpus wikitext2 --max-vocabulary 5", "does not act with corpus wikitext-2"),
+        ("train --corpus wikitext2 --max-vocabulary 5", "has no effect with --corpus wikitext-2"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_is_wrong(capsys, monkeypatch, tmp_path, arguments, says):
@@ -129,8 +144,9 @@ def test_a_name_is_neither_markdown_nor_a_command_to_the_terminal(capsys, monkey
     [
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),
-        ('{"hiden": 3}', "unknown option 'hiden'"),
-        ('{"hidden": "3"}', "hidden is '3': it must be a whole number"),
+        ('{"hiden": 3}', "options.json has the unknown option 'hiden'; did you mean 'hidden'?"),
+        ('{"hidden": "3"}', "options.json, hidden is '3': it must be a whole number"),
+        ('{"batch_size": 0}', "options.json, batch_size is 0: it must be from 1 to 100000"),
         ('{"hidden": true}', "hidden is True: it must be a whole number"),
         ('{"gamma": 0.1}', "gamma is 0.1: it must be one or more numbers"),
         ('{"gamma": []}', "gamma is []: it must be one or more numbers"),
@@ -143,7 +159,7 @@ def test_a_name_is_neither_markdown_nor_a_command_to_the_terminal(capsys, monkey
 def test_a_bad_configuration_file_is_refused_in_one_line(capsys, tmp_path, content, says):
     path = tmp_path / "options.json"
     path.write_text(content)
-    assert says in refused(capsys, "train", "--config", str(path))
+    assert says in refused(capsys, "train", "--config", str(path), "--hidden", "3", "--batch-size", "3")
 
 
 def test_options_of_the_command_line_go_before_those_of_the_file(capsys, tmp_path):
@@ -171,7 +187,7 @@ def test_a_file_and_the_command_line_are_one_configuration(capsys, tmp_path):
     options.write_text(json.dumps({"method": "noisin*", "gamma": [0.05], "hidden": 6, "epochs": 1}))
     arguments = ["train", "--config", str(options), "--run-dir", str(run), "--quiet"]
     assert f"in the command line with {options}, gamma starts at 0.05" in refused(capsys, *arguments)
-    assert "layers is 0" in refused(capsys, *arguments, "--lower-bound", "0.01", "--layers", "0")
+    assert "with --lower-bound 0.1" in refused(capsys, *arguments)
     assert main([*arguments, "--lower-bound", "0.01"]) == 0
     config = json.loads((run / "config.json").read_text())["config"]
     assert (config["gamma"], config["lower_bound"]) == ([0.05], 0.01)
@@ -185,6 +201,39 @@ def test_train_help_explains_every_option_with_its_default(capsys):
         assert f"--{entry.name.replace('_', '-')}" in text
         assert " ".join(entry.metadata["help"].split()) in text
     assert text.count("(default: ") >= len(dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_needs_no_mxnet_loads_none(option):
+    loaded = "sorted({'mxnet', 'numpy', 'pandas', 'gluonnlp'} & set(sys.modules))"
+    code = f"import atexit, sys; atexit.register(lambda: print({loaded})); import noisin.commands.main as m; m.main()"
+    result = run_process([sys.executable, "-c", code, option])
+    assert result.returncode == 0 and result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    if command in ("evaluate", "runs"):
+        for name in ("clean", "bound", "averaged", "averaged_limit", "marginal"):
+            assert re.search(f"^  {name} +[a-z].*[a-z]$", printed, re.MULTILINE)
+
+
+def test_the_help_of_tune_says_what_is_searched(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for entry in dataclasses.fields(Config):
+        searched = any(one.option == entry.name for one in SPACE)
+        found = re.search(f" --{entry.name.replace('_', '-')} .*?default: ([^)]*)", printed)
+        if entry.name in ("method", "eval_samples", "eval_particles"):
+            assert found is None
+        else:
+            assert (found[1] == "searched") == searched
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +262,7 @@ def own_run(tmp_path_factory):
 
 
 def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.cli.train", lambda *_, **__: {"status": "finished"})
+    monkeypatch.setattr("noisin.commands.train.train", lambda *_, **__: {"status": "finished"})
     (tmp_path / "text.txt").write_text("one two three four\n" * 700)
     training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
     assert main(training) == 0
@@ -257,13 +306,13 @@ def test_a_run_may_be_looked_at_with_less_memory_than_its_training_took(own_run,
         assert main([command, run]) == 0
 
 
-@pytest.mark.parametrize("command, says", [("train", "the same command goes on"), ("evaluate", "nothing is left half")])
+@pytest.mark.parametrize("command, says", [("train", "the same command resumes"), ("evaluate", "nothing is left half")])
 def test_an_interruption_says_what_it_leaves(own_run, capsys, monkeypatch, command, says):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noisin.cli.initial_model", interrupted)
-    monkeypatch.setattr("noisin.cli.train", interrupted)
+    monkeypatch.setattr("noisin.commands.options.initial_model", interrupted)
+    monkeypatch.setattr("noisin.commands.train.train", interrupted)
     run = str(own_run / "run")
     assert main(["train", "--quiet"] if command == "train" else [command, run]) == 130
     error = capsys.readouterr().err
@@ -390,6 +439,38 @@ def test_sampling_needs_no_text(own_run, capsys, tmp_path):
     assert "repeat the command that trained" in refused(capsys, "sample", str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("lost", ["state.json", "best-0008.safetensors"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_lost_of_a_finished_run_is_said_by_every_command(own_run, capsys, tmp_path, lost, damaged):
+    """None of them calls the run finished, or advises what another one refuses."""
+    shutil.copytree(own_run / "run", tmp_path / "run")
+    path = tmp_path / "run" / lost
+    if damaged:
+        path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    else:
+        path.unlink()
+    again = ["--config", str(tmp_path / "run" / "config.json"), "--run-dir", str(tmp_path / "run"), "--quiet"]
+    more = [] if lost.startswith("best") else [["train", *again, "--epochs", "9"]]
+    for command in (["train", *again], ["evaluate", str(tmp_path / "run")], *more):
+        said = refused(capsys, *command)
+        assert f"{path} is {'damaged: ' if damaged else 'missing; '}" in said
+        assert said.endswith(f"restore the file, or delete {tmp_path / 'run'} to train again\n")
+    if lost == "state.json":
+        assert f"{path} is " in refused(capsys, "runs", str(tmp_path))
+
+
+def test_a_run_is_not_begun_in_a_folder_of_runs(own_run, capsys):
+    arguments = ["train", "--run-dir", str(own_run), *QUICK]
+    assert f"{own_run} holds other runs, but is none itself" in refused(capsys, *arguments)
+
+
+def test_a_text_that_has_moved_is_asked_for(own_run, capsys, tmp_path):
+    (tmp_path / "options.json").write_text(json.dumps({"corpus": "gone.txt"}))
+    for option in (["--config", str(tmp_path / "options.json")], ["--corpus", "gone.txt"]):
+        said = refused(capsys, "train", *option)
+        assert "gone.txt" in said and said.endswith("has moved, say where it is with --corpus\n")
+
+
 def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--method", "noisin*", "--gamma", "0.2", *QUICK]) == 0
@@ -422,7 +503,7 @@ def test_one_text_is_one_run_wherever_it_lies_and_however_it_is_spelled(monkeypa
     capsys.readouterr()
     moved.write_text("one two three four\nfive six seven\n" * 61)
     arguments = ["train", "--corpus", str(moved), *options, "--epochs", "4"]
-    assert "holds another run (corpus_sha256 was" in refused(capsys, *arguments, "--run-dir", str(run))
+    assert "holds another run (the text is another one)" in refused(capsys, *arguments, "--run-dir", str(run))
 
 
 def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path, capsys):
@@ -430,7 +511,13 @@ def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path, capsys):
     arguments = ["train", "--run-dir", str(tmp_path / "run"), *options, *QUICK]
     for _ in range(2):  # also where nothing is left to do
         assert main(arguments) == 3
-        assert "diverged: no epoch was finished" in capsys.readouterr().out
+        captured = capsys.readouterr()
+        assert "diverged: no epoch was finished" in captured.out
+        assert re.fullmatch(
+            r"noisin: error: the training diverged in epoch 1, batch \d+ \(step \d+\): .*; no epoch was finished; .*\n",
+            captured.err,
+        )
+    assert "its training diverged in the first epoch" in refused(capsys, "evaluate", str(tmp_path / "run"))
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "diverged ends with status 3" in " ".join(capsys.readouterr().out.split())
@@ -480,16 +567,16 @@ def test_python_m_noisin_is_the_command():
     for command in ([sys.executable, "-m", "noisin"], [os.path.join(os.path.dirname(sys.executable), "noisin")]):
         result = subprocess.run([*command, "train", "--hidden", "0"], capture_output=True, text=True)
         assert result.returncode == 2
-        assert result.stderr == "noisin: error: in the command line, hidden is 0: it must be from 1 to 100000\n"
+        assert result.stderr.startswith("noisin train: error: argument --hidden: '0' is invalid")
 
 
 def test_memory_that_cannot_be_had_is_one_line(monkeypatch, capsys):
     def full(*_, **__):
         raise mx.MXNetError("[12:00:00] ../src/storage.h:101: Failed to allocate CPU Memory")
 
-    monkeypatch.setattr("noisin.cli.load_corpus", full)
+    monkeypatch.setattr("noisin.commands.data.load_corpus", full)
     assert "the memory is full" in refused(capsys, "data", "synthetic")
-    monkeypatch.setattr("noisin.cli.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
+    monkeypatch.setattr("noisin.commands.data.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
     with pytest.raises(mx.MXNetError):  # a defect is no mistake of the user's
         main(["data", "synthetic"])
 

@@ -20,7 +20,7 @@ from mxnet.gluon import rnn
 
 import noisin
 from noisin import cells, methods
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.encoding import END
 from noisin.model import make_model
@@ -222,7 +222,7 @@ def test_only_a_file_is_replaced(folder, tmp_path, monkeypatch, capsys, name):
     Path("folder").mkdir()
     os.mkfifo("pipe")
     line = refused(capsys, folder / "runs" / "NAME-OF-THE-RUN", name)
-    assert f"cannot write {Path(name)}: it is not a regular file; name a file, e.g. model.onnx" in line
+    assert f"cannot write {Path(name)}: it is not a regular file; name another one" in line
     assert sorted(os.listdir()) == ["folder", "pipe"]
 
 
@@ -247,14 +247,19 @@ def test_no_file_of_a_run_is_overwritten(folder, capsys):
 
 def test_a_run_that_cannot_be_exported_is_one_line(folder, tmp_path, capsys):
     to = tmp_path / "model.onnx"
-    assert "nowhere holds no run" in refused(capsys, tmp_path / "nowhere", to)
+    assert "nowhere does not exist" in refused(capsys, tmp_path / "nowhere", to)
     run = tmp_path / "run"
     shutil.copytree(folder / "runs" / "NAME-OF-THE-RUN", run)
     (weights,) = run.glob("best-*.safetensors")
     weights.unlink()
-    assert f"{weights}: missing; expected the 'best' weights" in refused(capsys, run, to)
+    assert f"{weights} is missing" in refused(capsys, run, to)
     (run / "state.json").unlink()
-    assert f"{run} has no finished epoch yet: train it first" in refused(capsys, run, to)
+    assert f"{run / 'state.json'} is missing" in refused(capsys, run, to)
+    (run / "record.json").unlink()
+    assert f"{run} has no finished epoch: train it first" in refused(capsys, run, to)
+    absent = tmp_path / "absent" / "model.onnx"
+    assert f"there is no folder {absent.parent}; make it, or name another one" in refused(capsys, run, absent)
+    assert not absent.parent.exists()
     assert not to.exists()
 
 

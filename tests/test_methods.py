@@ -15,7 +15,7 @@ from experiments.report.build import write_report
 from experiments.report.claims import judge
 from experiments.report.runs import load_runs, name_of
 from experiments.report.tables import exact, frame, lines
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator

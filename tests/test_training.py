@@ -22,7 +22,7 @@ from helpers.records import without_times
 
 from noisin import model as models
 from noisin import training
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data import synthetic
 from noisin.data.corpus import load_corpus
@@ -175,7 +175,7 @@ def test_a_directory_of_another_run_is_refused_by_name(tmp_path, corpus):
     run_and_kill(Config(**SMALL), tmp_path, corpus, after_epoch=1)
     with pytest.raises(UserError, match=r"hidden was 12, is 13"):
         run(Config(**{**SMALL, "hidden": 13}), tmp_path, corpus)
-    with pytest.raises(UserError, match=r"corpus_sha256 was"):
+    with pytest.raises(UserError, match="the text is another one"):
         run(Config(**SMALL), tmp_path, dataclasses.replace(corpus, digest="0" * 64))
 
 
@@ -406,12 +406,9 @@ def test_early_stopping_keeps_and_tests_the_best_epoch(tmp_path, corpus, monkeyp
 
 def test_a_run_that_explodes_is_recorded_as_diverged(tmp_path, corpus):
     config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", **{**SMALL, "clip": 1e6})
-    lines = []
-    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    record = train(config, tmp_path, corpus, progress=False)
     assert record["status"] == "diverged" and record["test_ppl"] is None and record["valid_ppl"] is None
-    (said,) = (line for line in lines if line.startswith("diverged in"))
-    assert re.match(r"diverged in epoch 1, batch \d+ \(step \d+\): .*; no epoch was finished; ", said)
-    assert "--learning-rate" in said and said[len("diverged in ") :].startswith(record["reason"] + "; ")
+    assert re.match(r"epoch 1, batch \d+ \(step \d+\): ", record["reason"])
     json.dumps(read_json(tmp_path / "record.json"), allow_nan=False)
 
 
@@ -451,16 +448,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_that_step(tmp_path, corp
         step(self, batch_size)
 
     monkeypatch.setattr(ClippingTrainer, "step", poisoned)
-    lines = []
-    record = train(config, tmp_path, corpus, report=lines.append, progress=False)
+    record = train(config, tmp_path, corpus, progress=False)
     assert len(steps) == 40
     assert record["status"] == "diverged" and len(record["epochs"]) == record["best_epoch"] == 1
     assert record["reason"] == f"epoch 2, batch 3 (step 40): the gradient's norm is {poison}"
     weights = tmp_path / "best-0001.safetensors"
-    assert (
-        f"diverged in {record['reason']}; {weights} keeps the weights of epoch 1, the best one; "
-        "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
-    ) in lines
     assert all(np.isfinite(values).all() for values in safetensors.numpy.load_file(weights).values())
     monkeypatch.undo()
     alone = run(dataclasses.replace(config, epochs=1), tmp_path / "alone", corpus)
@@ -694,7 +686,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines() == ["noisin: interrupted; the same command goes on from the last finished epoch"]
+    assert errors.splitlines() == ["noisin: interrupted; the same command resumes after the last finished epoch"]
     before = len(RunDirectory(tmp_path / "run").load().epochs)
     assert 1 <= before < 400
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

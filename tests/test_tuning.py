@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from noisin import tuning
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
@@ -21,11 +21,12 @@ from noisin.methods import METHODS
 from noisin.optimizers import Diverged
 from noisin.runs.formats import Progress
 from noisin.runs.record import read_record
+from noisin.search import SPACE, Space, train_command
 from noisin.system import process
 from noisin.system.errors import UserError
 from noisin.system.process import DIVERGED
 from noisin.training import TrainingStep, train
-from noisin.tuning import SPACE, Space, Study, best_valid, train_command, tune
+from noisin.tuning import Study, best_valid, tune
 
 METHOD_NAMES = ["noisin", "dropout+noisin"]
 FIXED = {"corpus": "text.txt", "hidden": 4, "batch_size": 4, "unroll": 5, "epochs": 3, "eval_batch_size": 2}
@@ -118,10 +119,10 @@ def test_an_option_that_is_given_is_not_searched():
 
 
 def test_the_command_of_a_configuration_is_that_configuration(monkeypatch):
-    from noisin import cli
+    from noisin.commands import train as command
 
     trained = []
-    monkeypatch.setattr(cli, "train", lambda config, *rest, **options: trained.append(config) or {"status": ""})
+    monkeypatch.setattr(command, "train", lambda config, *rest, **options: trained.append(config) or {"status": ""})
     config = Config(
         **{**FIXED, "corpus": "a b.txt", "unroll": 2, "method": "dropout+noisin*", "layers": 2, "gamma": [0.3, 0.125]},
         noise="beta",
@@ -222,15 +223,15 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
     [
         ("--trials 0", "0 is not a positive whole number"),
         ("--jobs 0", "0 is not a positive whole number"),
-        ("--methods noise", "method is 'noise': it must be one of none, dropout"),
+        ("--methods noise", "argument --methods: 'noise' is unknown: it must be of none, dropout"),
         ("--methods ,", "nothing is named"),
-        ("--methods none --gamma 0.3", "--gamma does not act with method none: leave it out"),
+        ("--methods none --gamma 0.3", "--gamma has no effect with --method none; remove it"),
         ("--noise cauchy", "invalid choice: 'cauchy'"),
         ("--noise-mode sideways", "invalid choice: 'sideways'"),
         ("--noise-parameters k=2", "those of one noise family: give --noise too"),
         ("--noise gaussian --noise-parameters k=2", "noise family 'gaussian' has no parameter 'k'"),
-        ("--methods noisin* --lower-bound 2", "gamma starts at 1.0 with lower_bound 2.0"),
-        ("--learning-rate 0 --hidden 0", "hidden is 0: it must be from 1"),
+        ("--methods noisin* --lower-bound 2", "error: --gamma starts at 1.0 with --lower-bound 2.0"),
+        ("--learning-rate 1 --hidden 0", "argument --hidden: '0' is invalid: it must be from 1"),
         ("--corpus nowhere.txt", "nowhere.txt: no such corpus or file"),
         ("--corpus text.txt --batch-size 5000", "lower the batch size"),
         ("--device tpu", "device is 'tpu'"),
@@ -259,7 +260,7 @@ def test_a_study_of_other_options_or_another_text_is_refused(capsys):
     assert main(["tune", *known, "--corpus", "moved.txt"]) == 0
     capsys.readouterr()
     Path("text.txt").write_text("six seven eight\n" * 200)
-    assert "study holds another study (corpus_sha256 was " in refused(capsys, *known)
+    assert "study holds another study (the text is another one)" in refused(capsys, *known)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,8 @@ def test_a_damaged_study_is_refused_in_one_line(capsys, old, new):
     assert old in content
     journal.write_bytes(content.replace(old, new))
     known = [*OPTIONS, "--epochs", "1", "--study", "study", "--trials", "1", "--methods", ",".join(METHOD_NAMES)]
-    assert "study/study.jsonl is damaged (" in refused(capsys, *known)
+    said = refused(capsys, *known)
+    assert "study/study.jsonl is damaged (" in said and said.endswith("or delete it to begin the study again\n")
 
 
 def test_a_torn_last_line_of_the_journal_is_cut_off():
@@ -292,6 +294,12 @@ def test_a_torn_last_line_of_the_journal_is_cut_off():
         file.write(b'{"op_code":4,"wor')
     assert outcome(search("study", 2, epochs=1)) == outcome(before)
     assert len(search("study", 3, epochs=1).ended()) == 3
+
+
+def test_a_folder_of_something_else_is_no_study(capsys):
+    Path("runs", "one").mkdir(parents=True)
+    assert "runs holds no study, but one: give a new folder" in refused(capsys, *OPTIONS, "--study", "runs")
+    assert [path.name for path in Path("runs").iterdir()] == ["one"]
 
 
 def test_two_searches_in_one_study_are_refused():

@@ -33,7 +33,7 @@ from experiments.report.tables import (
 from noisin import figures
 from noisin.methods import METHODS
 from noisin.runs.comparison import by_corpus, draw, labels
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, plural
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
@@ -196,7 +196,7 @@ def _ends(runs: Sequence[Run], key: str) -> str:
     """What the curves show, in words."""
     said = [
         f"{METHODS[run.config.method].title}, seed {run.config.seed}: lowest {number(min(values))}, at the end "
-        f"{number(values[-1])} after {len(values)} epochs."
+        f"{number(values[-1])} after {plural(len(values), 'epoch')}."
         for run in runs
         for values in [[epoch[key] for epoch in run.epochs]]
         if values

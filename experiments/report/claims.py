@@ -23,6 +23,7 @@ from experiments.report.runs import (
     scores,
 )
 from noisin.methods import DROPOUT, METHODS, NOISIN, NOISIN_STAR, NONE
+from noisin.system.errors import plural
 
 NOTICEABLE = 0.1  # of a step's time: more is "noticeably slower", less is "about the same"
 SMALL = 0.03  # of the perplexity: a gain up to this is "small"; the paper's on WikiText-2 is a third of it
@@ -247,7 +248,7 @@ def _stable_over_seeds(settings: Sequence[Tuple[Experiment, Case]], runs: Sequen
             measure, evidence = f"deviation over seeds, {estimator}", _against(learned, fixed, estimator)
             judgements.append(Judgement("c", title_of(experiment, case), measure, verdict, evidence))
     if lacking:
-        needed = f"{_count(lacking, 'setting')} with fewer than {SEEDS} seeds of NOISIN* or of NOISIN"
+        needed = f"{plural(lacking, 'setting')} with fewer than {SEEDS} seeds of NOISIN* or of NOISIN"
         judgements.append(Judgement("c", "other settings" if judgements else "all settings", "-", MISSING, (needed,)))
     return judgements
 
@@ -347,12 +348,8 @@ def _course(score: Score) -> Evidence:
         pieces += [", " if index else "", Mention(str(best), run), f" of {count}"]
         if 0 < best < count:
             rise = run.epochs[-1]["valid_ppl"] / run.valid - 1
-            pieces.append(f", then {100 * rise:+.1f} % in {_count(count - best, 'epoch')}")
+            pieces.append(f", then {100 * rise:+.1f} % in {plural(count - best, 'epoch')}")
     return tuple(pieces)
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _cost(measurements: Optional[Mapping[str, Any]]) -> List[Judgement]:
@@ -368,7 +365,7 @@ def _cost(measurements: Optional[Mapping[str, Any]]) -> List[Judgement]:
         for method, check in checks.items():
             times = relative_rates(measurements, workload, dtype, NONE.name, method)
             if times:
-                setting, rounds = f"{TITLES[workload]}, {dtype}, {METHODS[method].title}", _count(len(times), "round")
+                setting, rounds = f"{TITLES[workload]}, {dtype}, {METHODS[method].title}", plural(len(times), "round")
                 said = f"{statistics.median(times):.2f} times the time of None, "
                 said += f"{min(times):.2f} to {max(times):.2f} in {rounds}"
                 verdict = _nearly_always(list(map(check, times)))

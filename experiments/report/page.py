@@ -17,6 +17,7 @@ from experiments.report.runs import Mention, Run, network_of
 from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.config import Config
 from noisin.methods import METHODS
+from noisin.system.errors import plural
 
 HEADINGS = ("method", *("γ" if column == "gamma" else column for column in COLUMNS))
 SIGNS = {"holds": "✓", "fails": "✗", "undecided": "≈"}
@@ -204,8 +205,7 @@ def _dates(runs: Sequence[Run]) -> str:
     finished = sorted(str(run.record["finished"])[:10] for run in runs if run.record.get("finished"))
     between = f", finished {' to '.join(dict.fromkeys((finished[0], finished[-1])))}" if finished else ""
     hardware = {_machine(run) for run in runs} - {""}
-    counted_runs = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    return counted_runs + between + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
+    return f"{plural(len(runs), 'run')}{between}" + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
 
 
 def _machine(run: Run) -> str:

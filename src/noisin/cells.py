@@ -19,6 +19,7 @@ from mxnet.gluon.rnn.rnn_cell import HybridRecurrentCell, _format_sequence, _get
 
 from noisin.graphs import Tensor, block_parameters
 from noisin.initializers import RecurrentInit
+from noisin.system.errors import plural
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
 
@@ -132,7 +133,7 @@ class SequenceCell(HybridRecurrentCell):
         self.reset()
         inputs, _, F, _ = _format_sequence(length, inputs, "TNC", True, in_layout=layout)
         if F is mx.nd and inputs.shape[0] != length:  # broadcasting would hide it
-            raise ValueError(f"inputs in layout {layout} have {inputs.shape[0]} steps: {length} expected")
+            raise ValueError(f"inputs in layout {layout} have {plural(inputs.shape[0], 'step')}: {length} expected")
         states = self.first_states(F, inputs) if begin_state is None else begin_state
         outputs, states = self.sequence(F, length, inputs, states)
         if not isinstance(outputs, list):

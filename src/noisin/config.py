@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, Collection, Dict, List, Optional
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional
 
 from noisin.cells import ACTIVATIONS, CELLS
 from noisin.data.corpus import OWN_VOCABULARY
@@ -16,11 +18,31 @@ from noisin.data.published import NAMES, full_name
 from noisin.initializers import RECURRENT_INITS
 from noisin.methods import METHODS
 from noisin.noise import FAMILIES, MODES, make_family
-from noisin.system.errors import UserError, escape_control, short_repr
+from noisin.system.errors import UserError, escape_control, plural, short_repr
 
 OBJECTIVES = ("averaged-log", "log-averaged")  # the bounds that noisin.objective maximises
 _LONGEST = 4096  # characters of a text, as of a path
 _OF_EVERY_METHOD = ("data", "model", "training", "evaluation")  # groups of options
+
+
+class Contradiction(UserError):
+    """Options that contradict each other.
+
+    Parameters
+    ----------
+    text : str
+        The message; `{name}` stands for the option of this name.
+    spell : function (str) -> str, default str
+        Says how a message names an option.
+    """
+
+    def __init__(self, text: str, spell: Callable[[str], str] = str) -> None:
+        self._text = text
+        super().__init__(re.sub(r"\{(\w+)\}", lambda name: spell(name[1]), text))
+
+    def spelled(self, spell: Callable[[str], str]) -> Contradiction:
+        """Return the same with options named in another way, e.g. by `flag`."""
+        return Contradiction(self._text, spell)
 
 
 def option(
@@ -75,31 +97,44 @@ class Config:
         For an invalid value, naming the option, the value and what is valid; or for options that contradict each other.
     """
 
-    corpus: str = option("synthetic", "ptb, wikitext-2, synthetic, or the path of a text file or folder", group="data")
+    corpus: str = option(
+        "synthetic",
+        "ptb, wikitext-2, synthetic, or the path of a text file, or of a folder with train.txt, valid.txt and test.txt",
+        group="data",
+    )
     max_vocabulary: int = option(
         OWN_VOCABULARY,
-        "most word types to keep of your own text; other words become <unk>",
+        "largest vocabulary of your own text; rarer words become <unk>",
         low=3,
         high=1e7,
         group="data",
     )
-    method: str = option("none", "regularisation method; * learns gamma (paper: the first four)", choices=METHODS)
+    method: str = option(
+        "none",
+        "regularisation method: dropout is variational dropout; noisin adds noise with a fixed gamma, 'noisin*' with a "
+        "learned gamma (quote the * in a shell); + combines two methods (paper: the first four)",
+        choices=METHODS,
+    )
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
     activation: Optional[str] = option(
         "sigmoid", "activation of the rnn cell (paper: all three)", choices=ACTIVATIONS, nullable=True
     )
     layers: int = option(1, "number of recurrent layers (paper: 1 and 2)", low=1, high=64)
     hidden: int = option(256, "units per layer (paper: 256 in Figure 2, 200 on WikiText-2)", low=1, high=1e5)
-    embedding: int = option(0, "size of the word embedding; 0: same as hidden (paper: not stated)", low=0, high=1e5)
+    embedding: int = option(
+        0, "units of the word embedding; 0: as many as --hidden (paper: not stated)", low=0, high=1e5
+    )
     decoder: str = option(
-        "own", "decoder weights: its own, or tied to the embedding (paper: not stated)", choices=("own", "tied")
+        "own", "weights of the decoder: its own, or tied to the embedding (paper: not stated)", choices=("own", "tied")
     )
     recurrent_init: str = option(
         "orthogonal",
-        "initialisation of hidden-to-hidden weights (paper: plays 'a very big role', not stated)",
+        "initialisation of hidden-to-hidden weights (paper: not stated)",
         choices=RECURRENT_INITS,
     )
-    init_scale: float = option(0.1, "half-width of the uniform initialisation of other weights", low=0, high=10)
+    init_scale: float = option(
+        0.1, "other weights are initialised uniformly between minus and plus this value", low=0, high=10
+    )
     forget_bias: float = option(0.0, "initial bias of the LSTM's forget gate", low=-100, high=100)
     noise: str = option(
         "gaussian",
@@ -111,11 +146,15 @@ class Config:
         {}, "parameters of the noise family, e.g. k=2 or a=2,b=3", group="noise"
     )
     noise_mode: str = option(
-        "additive", "add the noise, or multiply by it (paper: additive)", choices=MODES, group="noise"
+        "additive",
+        "add the noise to the hidden state, or multiply the state by 1 + noise (paper: additive)",
+        choices=MODES,
+        group="noise",
     )
     gamma: List[float] = option(
         [0.2],
-        "spread of the noise: one value for all layers, or one per layer; initial value if learned",
+        "spread of the noise, a standard deviation: one value for all layers, or one per layer; the initial value if "
+        "it is learned",
         low=0,
         high=1e3,
         group="noise",
@@ -125,7 +164,7 @@ class Config:
     )
     input_gamma: float = option(
         0.0,
-        "spread of noise on the word embedding, learned if gamma is; 0: no noise there (paper: names it, reports none)",
+        "spread of noise on the word embedding, learned if gamma is; 0: no noise there (paper: not reported)",
         low=0,
         high=1e3,
         group="noise",
@@ -141,13 +180,13 @@ class Config:
     )
     dropout_output_layers: str = option(
         "top",
-        "layers whose outputs are dropped: top, as in Gal and Ghahramani (2016), or every, which masks each connection "
+        "layers whose outputs get dropout: top, as in Gal and Ghahramani (2016), or every, which masks each connection "
         "between two layers twice",
         choices=("top", "every"),
         group="variational dropout",
     )
     dropout_embedding: float = option(
-        0.1, "rate at which whole word types are dropped", low=0, high=0.99, group="variational dropout"
+        0.1, "rate at which whole word types are dropped from the input", low=0, high=0.99, group="variational dropout"
     )
     standard_dropout: float = option(
         0.2,
@@ -158,62 +197,72 @@ class Config:
         group="standard dropout",
     )
     weight_decay: float = option(
-        0.0, "factor of the weights that is added to their gradient (L2 penalty)", low=0, high=1, group="training"
+        0.0, "L2 penalty: this factor times the weights is added to their gradient", low=0, high=1, group="training"
     )
     optimizer: str = option(
         "adam", "optimizer (paper: adam on PTB, sgd on WikiText-2)", choices=("adam", "sgd"), group="training"
     )
     learning_rate: float = option(
-        0.001, "initial learning rate (paper: 0.001 for adam, 1 for sgd)", low=0, high=1e3, group="training"
+        0.001, "initial learning rate (paper: 0.001 for adam, 1 for sgd)", low=1e-9, high=1e3, group="training"
     )
     decay: float = option(
         1.0,
-        "factor of the learning rate for each epoch after decay_after (paper: 0.5 with sgd)",
+        "factor of the learning rate in each epoch after the first --decay-after epochs (paper: 0.5 with sgd)",
         low=1e-6,
         high=1,
         group="training",
     )
     decay_after: int = option(
-        4, "epochs at the initial learning rate (paper: 4 with sgd)", low=0, high=1e5, group="training"
+        4, "number of epochs at the initial learning rate (paper: 4 with sgd)", low=0, high=1e5, group="training"
     )
-    clip: float = option(5.0, "largest global norm of the gradient (paper: 5)", low=1e-9, high=1e9, group="training")
-    batch_size: int = option(32, "sequences per batch (paper: 32 on WikiText-2)", low=1, high=1e5, group="training")
+    clip: float = option(
+        5.0,
+        "largest global norm of the gradient; a larger gradient is scaled down (paper: 5)",
+        low=1e-9,
+        high=1e9,
+        group="training",
+    )
+    batch_size: int = option(
+        32, "parallel sequences in a batch (paper: 32 on WikiText-2)", low=1, high=1e5, group="training"
+    )
     unroll: int = option(
         35, "steps of backpropagation through time (paper: not stated)", low=1, high=1e4, group="training"
     )
-    samples: int = option(1, "S, noise trajectories in training (paper: 1)", low=1, high=1000, group="training")
+    samples: int = option(
+        1, "noise trajectories per sequence in training, S (paper: 1)", low=1, high=1000, group="training"
+    )
     objective: str = option(
         "averaged-log",
-        "bound on log p(x) to maximise: the mean of log p(x|z) over S trajectories (paper, eq. 1), or the log of the "
-        "mean of p(x|z), which is tighter",
+        "what to maximise, a lower bound of log p(x): averaged-log, the mean of log p(x|z) over S trajectories z "
+        "(paper, eq. 1), or log-averaged, the log of the mean of p(x|z), which is tighter",
         choices=OBJECTIVES,
         group="training",
     )
-    epochs: int = option(40, "largest number of epochs", low=1, high=1e4, group="training")
+    epochs: int = option(40, "most epochs to train", low=1, high=1e4, group="training")
     patience: int = option(
-        3, "epochs without a better validation perplexity before stopping", low=1, high=1e6, group="training"
+        3, "stop after this number of epochs without a better validation perplexity", low=1, high=1e6, group="training"
     )
     seed: int = option(1, "random seed for weights and noise", low=0, high=2**31 - 1, group="training")
     dtype: str = option(
         "float32",
-        "type of the decoder's matrix product in training; bfloat16 needs a processor with AVX-512",
+        "number type of the decoder's matrix product in training; bfloat16 needs a processor with AVX-512",
         choices=("float32", "bfloat16"),
         group="training",
     )
     eval_batch_size: int = option(
-        10, "columns that a split is cut into for evaluation", low=1, high=1e5, group="evaluation"
+        10, "parallel sequences that a split is cut into", low=1, high=1e5, group="evaluation"
     )
     eval_samples: int = option(
         10,
-        "S, noise trajectories of the bound and averaged test perplexities (paper: averages, S not stated)",
+        "noise trajectories for the bound and averaged perplexities of the test split (paper: not stated)",
         low=1,
         high=1000,
         group="evaluation",
     )
     eval_particles: int = option(
         0,
-        "particles of the filter that estimates log p(x) of the test at the end (0: no estimate); takes as long as 3 "
-        "times as many eval_samples",
+        "particles of the filter that estimates the marginal perplexity of the test split at the end; 0: no estimate; "
+        "takes as long as 3 times as many --eval-samples",
         low=0,
         high=1e5,
         group="evaluation",
@@ -223,29 +272,30 @@ class Config:
         if self.cell != "rnn":
             object.__setattr__(self, "activation", None)  # LSTM and GRU have their own
         for entry in dataclasses.fields(self):
-            _check(entry, getattr(self, entry.name))
+            _check(entry, getattr(self, entry.name), entry.name)
             object.__setattr__(self, entry.name, _with_floats(entry, getattr(self, entry.name)))
         object.__setattr__(self, "corpus", full_name(self.corpus))
         if self.cell == "rnn" and self.activation is None:
-            raise UserError("activation is missing: an rnn cell needs tanh, sigmoid or relu")
+            raise Contradiction("{activation} is missing: an rnn cell needs tanh, sigmoid or relu")
         if self.decoder == "tied" and self.embedding not in (0, self.hidden):
-            raise UserError(
-                f"embedding is {self.embedding} and hidden {self.hidden}: a tied decoder needs both of one size"
+            raise Contradiction(
+                f"{{embedding}} is {self.embedding} and {{hidden}} is {self.hidden}: a tied decoder needs equal sizes"
             )
         try:
             make_family(self.noise, **self.noise_parameters)
         except ValueError as error:
             raise UserError(str(error)) from None
         if len(self.gamma) not in (1, self.layers):
-            raise UserError(f"gamma has {len(self.gamma)} values for {self.layers} layers: give one, or one a layer")
+            values, layers = plural(len(self.gamma), "value"), plural(self.layers, "layer")
+            raise Contradiction(f"{{gamma}} has {values} for {layers}: give one value, or one per layer")
         if len(set(self.gamma)) == 1:
             object.__setattr__(self, "gamma", self.gamma[:1])  # one value for all layers has one form
         if self.acts("lower_bound"):
             for name, starts in (("gamma", self.gamma), ("input_gamma", [self.input_gamma or math.inf])):
                 if min(starts) <= self.lower_bound:
-                    raise UserError(
-                        f"{name} starts at {min(starts)} with lower_bound {self.lower_bound}: a learned one must start "
-                        "above its bound"
+                    raise Contradiction(
+                        f"{{{name}}} starts at {min(starts)} with {{lower_bound}} {self.lower_bound}: a learned gamma "
+                        "must start above its lower bound"
                     )
 
         idle = self.inactive_options
@@ -316,34 +366,51 @@ def recorded_config(values: object, source: str = "the configuration") -> Config
     return config_from_dict({**_BEFORE, **values} if isinstance(values, dict) else values, source)
 
 
-def _check(entry: dataclasses.Field, value: Any) -> None:
-    """Raise UserError unless `value` has the type and range of the option `entry`."""
-    bounds, where = entry.metadata, f"{entry.name} is {short_repr(value)}"
-    kind = bounds["kind"]
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def shown(value: Any) -> str:
+    """Return an option's value as it is written on the command line."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number!r}" for name, number in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check(entry: dataclasses.Field, value: Any, name: str) -> None:
+    wrong = problem(entry, value)
+    if wrong:
+        raise UserError(f"{name} is {short_repr(value)}: {wrong}")
+
+
+def problem(entry: dataclasses.Field, value: Any) -> str:
+    """Return why a value is invalid for the option `entry`, e.g. 'it must be from 1 to 64'; '' if it is valid."""
+    bounds, kind = entry.metadata, entry.metadata["kind"]
     if bounds["nullable"] and value is None:
-        return
+        return ""
     if kind is dict:
-        if not isinstance(value, dict) or not all(_is_number(v) for v in value.values()):
-            raise UserError(f"{where}: it must be names with numbers, as k=2")
-        return
-    if kind is list:
-        if not isinstance(value, list) or not value or not all(_is_number(v) for v in value):
-            raise UserError(f"{where}: it must be one or more numbers")
-        values = value
-    elif kind is str:
+        fits = isinstance(value, dict) and all(map(_is_number, value.values()))
+        return "" if fits else "it must be names with numbers, e.g. k=2"
+    if kind is str:
         if bounds["choices"]:
-            if not isinstance(value, str) or value not in bounds["choices"]:
-                raise UserError(f"{where}: it must be one of {', '.join(bounds['choices'])}")
-        elif not isinstance(value, str) or not _is_plain(value):
-            raise UserError(f"{where}: it must be text of at most {_LONGEST:,} characters, none of them for control")
-        return
-    else:
-        if not _is_number(value) or (kind is int and not isinstance(value, int)):
-            raise UserError(f"{where}: it must be {'a whole number' if kind is int else 'a number'}")
-        values = [value]
-    for number in values:
-        if not bounds["low"] <= number <= bounds["high"]:  # also refuses NaN
-            raise UserError(f"{where}: it must be from {bounds['low']:g} to {bounds['high']:g}")
+            fits = isinstance(value, str) and value in bounds["choices"]
+            return "" if fits else f"it must be one of {', '.join(bounds['choices'])}"
+        fits = isinstance(value, str) and _is_plain(value)
+        return "" if fits else f"it must be text of at most {_LONGEST:,} characters, without control characters"
+    if kind is list:
+        if not isinstance(value, list) or not value or not all(map(_is_number, value)):
+            return "it must be one or more numbers"
+    elif not _is_number(value) or (kind is int and not isinstance(value, int)):
+        return f"it must be {'a whole number' if kind is int else 'a number'}"
+    low, high = bounds["low"], bounds["high"]
+    fits = all(low <= number <= high for number in (value if kind is list else [value]))  # NaN does not
+    return "" if fits else f"it must be from {_plain(low)} to {_plain(high)}"
+
+
+def _plain(number: float) -> str:
+    """Return a number as people write it: 2147483647, not 2.14748e+09."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _with_floats(entry: dataclasses.Field, value: Any) -> Any:
@@ -390,11 +457,32 @@ def config_from_dict(values: object, source: str = "the configuration") -> Confi
     """
     if not isinstance(values, dict):
         raise UserError(f"{source} is not an object of options")
-    known = {entry.name for entry in dataclasses.fields(Config)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"{source} has the unknown option {unknown[0]!r}")
+    check_options(values, source)
     try:
         return Config(**values)
     except UserError as error:
         raise UserError(f"in {source}, {error}") from None
+
+
+def check_options(values: Mapping[str, Any], source: str) -> None:
+    """Check each option on its own, not whether they contradict each other.
+
+    Parameters
+    ----------
+    values : mapping of str to JSON value
+        Options by name.
+    source : str
+        Name of the file in messages.
+
+    Raises
+    ------
+    UserError
+        For an unknown option or an invalid value, naming it and `source`.
+    """
+    known = {entry.name: entry for entry in dataclasses.fields(Config)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{source} has the unknown option {short_repr(name)}{hint}")
+        _check(known[name], value, f"in {source}, {name}")

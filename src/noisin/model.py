@@ -334,13 +334,13 @@ def _check_memory(model: LanguageModel, predictions: int) -> None:
     if least > MEMORY:
         raise UserError(
             f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
-            "lower hidden, embedding, layers or max_vocabulary, or batch_size, unroll, samples and their like"
+            "choose a smaller network, vocabulary, batch size, unroll length or number of samples"
         )
     largest = max(predictions, *sizes)
     if largest > LARGEST_ARRAY:
         raise UserError(
             f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
-            "lower hidden, embedding or max_vocabulary, or batch_size, unroll, samples and their like"
+            "choose a smaller network, vocabulary, batch size, unroll length or number of samples"
         )
 
 

@@ -22,6 +22,7 @@ from noisin.runs.events import Events
 from noisin.runs.formats import LARGEST, Progress, differences
 from noisin.runs.record import finite_or_null, make_record, origin, write_record
 from noisin.system.device import check_dtype
+from noisin.system.errors import plural
 from noisin.system.files import BRIEF
 from noisin.system.provenance import now
 
@@ -134,6 +135,7 @@ def train(
         report(f"run {directory.path}")
         record = directory.read_record()
         if record is not None:
+            directory.check_usable(record)
             directory.tidy(record)  # which a kill may have prevented
             if watcher:
                 watcher.begin(record["epochs"])
@@ -202,10 +204,6 @@ class _Run:
         except Diverged as reason:
             self.progress.status, self.progress.reason = "diverged", f"epoch {epoch}, {reason}"
             self.directory.end(self.progress)
-            self.report(
-                f"diverged in {self.progress.reason}; {self._what_is_left()}; "
-                "try a smaller --learning-rate, a smaller --clip, or another --recurrent-init"
-            )
             return
         entry = {
             "epoch": epoch,
@@ -266,13 +264,6 @@ class _Run:
         words = batches * words_a_batch
         return perplexity(-total, words), words
 
-    def _what_is_left(self) -> str:
-        """Of a run that has diverged, in words."""
-        best = self.progress.best_epoch
-        if best is None:
-            return "no epoch was finished"
-        return f"{self.directory.best_path(best)} keeps the weights of epoch {best}, the best one"
-
     def _judge(self, entry: Dict[str, Any]) -> None:
         """Early stopping, on clean validation perplexity alone."""
         progress = self.progress
@@ -328,7 +319,7 @@ def _summary_line(record: Dict[str, Any]) -> str:
     if test is None:
         return line + "not tested"
     clean, averaged = (_shown(test[name]) for name in ("clean", "averaged"))
-    line += f"test {clean} clean, {averaged} averaged over {test['samples']} samples"
+    line += f"test {clean} clean, {averaged} averaged over {plural(test['samples'], 'sample')}"
     if test.get("averaged_limit_error"):  # 0 where nothing is random, null or missing where it is not known
         line += f" ({test['averaged_limit']:.2f} ± {test['averaged_limit_error']:.2f} in the limit of many)"
     return line

@@ -13,19 +13,15 @@ one job goes on as it would have.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
-import shlex
 import shutil
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import optuna
 import pandas as pd
@@ -34,166 +30,26 @@ from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 from tqdm import tqdm
 
-import noisin
 from noisin.config import Config
 from noisin.data.corpus import Corpus
-from noisin.data.published import NAMES
 from noisin.figures import importances, save
 from noisin.model import stream
-from noisin.noise import FAMILIES, MODES
 from noisin.runs.directory import RunDirectory
-from noisin.runs.formats import LARGEST, Progress, differences, seal
-from noisin.system.errors import UserError
+from noisin.runs.formats import LARGEST, Progress, differences
+from noisin.search import Space
+from noisin.system.errors import UserError, plural
 from noisin.system.files import hold_folder, parse_json, read_regular, write_json
 from noisin.system.process import DIVERGED, Job, run_process
 
-
-@dataclass(frozen=True)
-class Searched:
-    """An option that is searched, unless the user gives it a value.
-
-    Parameters
-    ----------
-    option : str
-        Its name in `Config`. It is searched in the methods in which it acts.
-    choices : tuple of str, default ()
-        Values of an option of texts.
-    low, high : float
-        Closed range of a number.
-    log : bool, default False
-        Search the range on a logarithmic scale.
-    above : str, optional
-        Another option; where that acts, the range begins above its value.
-    optimizer : str, optional
-        Search this range with this optimizer only.
-    """
-
-    option: str
-    choices: Tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    above: Optional[str] = None
-    optimizer: Optional[str] = None
-
-    @property
-    def top(self) -> Any:
-        """The last choice, or the highest number."""
-        return self.choices[-1] if self.choices else self.high
-
-    def suggest(self, trial: BaseTrial, base: Config) -> Any:
-        """Let Optuna choose a value for a trial of the method of `base`."""
-        if self.choices:
-            return trial.suggest_categorical(self.option, self.choices)
-        low = self.low
-        if self.above and base.acts(self.above):
-            low = max(low, min(1.1 * getattr(base, self.above), self.high))
-        return trial.suggest_float(self.option, low, self.high, log=self.log)
-
-
-SPACE = (
-    Searched("gamma", low=0.03, high=1.0, log=True, above="lower_bound"),
-    Searched("noise", choices=tuple(sorted(FAMILIES))),
-    Searched("noise_mode", choices=MODES),
-    Searched("dropout_inputs", high=0.7),
-    Searched("dropout_states", high=0.7),
-    Searched("dropout_outputs", high=0.7),
-    Searched("dropout_embedding", high=0.4),
-    Searched("standard_dropout", high=0.7),
-    Searched("learning_rate", low=3e-4, high=1e-2, log=True, optimizer="adam"),
-    Searched("learning_rate", low=0.1, high=10.0, log=True, optimizer="sgd"),
-)
-# Digits of a searched number, so that the command of the best trial is short and exact.
-DIGITS = 3
 # A trial may be pruned from the epoch WARM_UP on, once FIRST trials have ended: if its best validation perplexity is
 # above the median of theirs at that epoch.
 FIRST, WARM_UP = 5, 3
 # Trials of a method from which importances are estimated: what distinguishes the best tenth of them.
 ENOUGH = 20
-PICTURE = "importances.png"
-_LISTS = {entry.name for entry in dataclasses.fields(Config) if entry.metadata["kind"] is list}
-
-
-class Space:
-    """What is searched for some methods, with all other options fixed.
-
-    Parameters
-    ----------
-    methods : sequence of str
-    fixed : mapping of str to option value
-        Options given by the user, which are not searched.
-
-    Raises
-    ------
-    UserError
-        For an unknown method or an invalid value, as `Config`.
-    """
-
-    def __init__(self, methods: Sequence[str], fixed: Mapping[str, Any]) -> None:
-        if "noise_parameters" in fixed and "noise" not in fixed:
-            raise UserError("--noise-parameters are those of one noise family: give --noise too")
-        self._fixed = dict(fixed)
-        optimizer = fixed.get("optimizer", Config.optimizer)
-        free = (searched for searched in SPACE if searched.option not in fixed)
-        self.searched = [searched for searched in free if searched.optimizer in (None, optimizer)]
-        tops = {searched.option: searched.top for searched in self.searched}
-        self.bases = {method: self.config({"method": method, **tops}) for method in dict.fromkeys(methods)}
-
-    def config(self, values: Mapping[str, Any]) -> Config:
-        """Return the configuration with these values of the searched options, its numbers rounded."""
-        rounded = {
-            name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in values.items()
-        }
-        lists = {name: [value] for name, value in rounded.items() if name in _LISTS}
-        return Config(**{**self._fixed, **rounded, **lists})
-
-    def suggest(self, trial: BaseTrial) -> Config:
-        """Let Optuna choose the options of a trial."""
-        method = trial.suggest_categorical("method", list(self.bases))
-        base = self.bases[method]
-        acting = [searched for searched in self.searched if base.acts(searched.option)]
-        return self.config({"method": method, **{s.option: s.suggest(trial, base) for s in acting}})
-
-    def described(self, config: Config) -> Dict[str, str]:
-        """Return what distinguishes a trial: its method and the searched options that act in it, as text."""
-        acting = [searched.option for searched in self.searched if config.acts(searched.option)]
-        return {"method": config.method, **{name: _shown(getattr(config, name)) for name in acting}}
-
-    def identity(self, corpus: Corpus) -> Dict[str, Any]:
-        """Return what makes two searches the same one, as JSON."""
-        options: Dict[str, Any] = {}
-        left_out = {"method", *(searched.option for searched in self.searched)}
-        for base in self.bases.values():
-            options.update({n: v for n, v in base.to_dict().items() if base.acts(n) and n not in left_out})
-        if options["corpus"] not in NAMES:
-            options["corpus"] = "a text of one's own"
-        searched = {s.option: dataclasses.asdict(s) for s in self.searched}
-        content = {"methods": list(self.bases), "options": options, "searched": searched}
-        return {**json.loads(json.dumps(content)), "corpus_sha256": corpus.digest, "version": noisin.__version__}
-
-    def folder(self, corpus: Corpus) -> Path:
-        """Return the default folder of the study: one for each corpus and each set of fixed options."""
-        return Path("runs/tune") / f"{corpus.name}-{seal({**self.identity(corpus), 'corpus_sha256': ''})['digest'][:8]}"
-
-
-def _shown(value: Any) -> str:
-    """Return an option's value as it is written on the command line."""
-    if isinstance(value, dict):
-        return ",".join(f"{name}={number!r}" for name, number in value.items())
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def train_command(config: Config) -> str:
-    """Return the command `noisin train` of a configuration, for a shell."""
-    words = ["noisin", "train"]
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if value != entry.metadata["default"] and config.acts(entry.name):
-            words += [f"--{entry.name.replace('_', '-')}", _shown(value)]
-    return " ".join(map(shlex.quote, words))
+JOURNAL, PICTURE = "study.jsonl", "importances.png"
 
 
 class Study:
@@ -213,7 +69,7 @@ class Study:
 
     def __init__(self, folder: Path, space: Space, corpus: Corpus) -> None:
         self.folder, self.space = folder, space
-        path, identity = folder / "study.jsonl", space.identity(corpus)
+        path, identity = folder / JOURNAL, space.identity(corpus)
         written = _lines_of_journal(path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _damage_in(path), _quiet():
@@ -325,7 +181,8 @@ def _damage_in(path: Path) -> Iterator[None]:
     except OSError:
         raise  # no damage, but e.g. a full disk
     except Exception as error:
-        raise UserError(f"{path} is damaged ({error or type(error).__name__}): restore it, or delete it") from None
+        reason = str(error) if isinstance(error, (ValueError, UserError)) else "it is not a journal of Optuna"
+        raise UserError(f"{path} is damaged ({reason}): restore it, or delete it to begin the study again") from None
 
 
 @contextmanager
@@ -334,6 +191,17 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _held(folder: Path) -> IO[str]:
+    """Make and lock the folder of a study, which may hold nothing else."""
+    try:
+        others = [path.name for path in folder.glob("[!.]*") if path.name != "lock"]
+        if others and not (folder / JOURNAL).exists():
+            raise UserError(f"{folder} holds no study, but {min(others)}: give a new folder as --study")
+        return hold_folder(folder)
+    except OSError as error:
+        raise UserError(f"cannot use {folder} for a study: {error.strerror}; give another --study") from None
 
 
 def tune(
@@ -378,7 +246,7 @@ def tune(
     UserError
         As from `Study`; if another process holds the folder; if a trial ends without a result.
     """
-    with hold_folder(folder):
+    with _held(folder):
         study = Study(folder, space, corpus)
         environment = {"OMP_NUM_THREADS": str(threads)}
         with _Search(study, corpus, trials, device, environment, options, report) as search:
@@ -494,6 +362,6 @@ class _Search:
         best = self._study.best()
         mark = " *" if best and best.number == trial.number else ""
         named = ", ".join([method[1], *(f"{name} {value}" for name, value in options)])
-        epochs = ended.last_step or 0
-        self._report(f"trial {trial.number:3d}  {valid}{mark}  {_STATUS[state]} after {epochs} epochs  {named}")
+        epochs = plural(ended.last_step or 0, "epoch")
+        self._report(f"trial {trial.number:3d}  {valid}{mark}  {_STATUS[state]} after {epochs}  {named}")
         self._bar.update()

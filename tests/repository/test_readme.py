@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.processes import ROOT
 
-from noisin.cli import main
+from noisin.commands.main import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -24,11 +24,11 @@ def test_the_python_example_runs_and_is_noisy():
 
 @pytest.mark.parametrize("line", re.findall(r"^    noisin train (.*?)(?:  #.*)?$", README, re.MULTILINE))
 def test_the_training_commands_of_the_readme_are_accepted(monkeypatch, tmp_path, line):
-    from noisin import cli
+    from noisin.commands import train as command
 
     monkeypatch.chdir(tmp_path)
     Path("my-book.txt").write_text("a line of the book\n" * 100)
     trained = []
-    monkeypatch.setattr(cli, "train", lambda config, *_, **__: trained.append(config) or {"status": "finished"})
+    monkeypatch.setattr(command, "train", lambda config, *_, **__: trained.append(config) or {"status": "finished"})
     assert main(["train", *line.replace("'", "").split()]) == 0
     assert "noisin" in trained[0].method

@@ -12,7 +12,7 @@ from noisin.methods import METHODS
 ROOMS = (
     *("graphs", "initializers", "system", "tables", "data", "native", "noise", "cells", "regularisers", "methods"),
     *("config", "figures", "model", "objective", "particles", "evaluation", "sampling", "export", "optimizers"),
-    *("runs", "training", "tuning", "cli", "__main__", "benchmarks", "experiments"),
+    *("runs", "training", "search", "tuning", "commands", "__main__", "benchmarks", "experiments"),
 )
 
 

@@ -18,10 +18,10 @@ from unittest import mock
 
 from tqdm import tqdm
 
-from noisin.cli import main
+from noisin.commands.main import main
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["noisin.cli"])
+_context.set_forkserver_preload(["noisin.commands.main", "noisin.commands.train"])
 
 
 class Life:

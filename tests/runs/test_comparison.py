@@ -8,7 +8,7 @@ import shutil
 import pytest
 from matplotlib.image import imread
 
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.runs.comparison import by_corpus, draw, labels
 from noisin.runs.listing import read_run
 

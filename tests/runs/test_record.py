@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiments.catalogue import DEMO
 from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import file_record, load_records
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.config import Config
 from noisin.runs.formats import seal
 from noisin.runs.record import check_record, read_record, write_record
@@ -273,7 +273,7 @@ def test_a_finished_run_whose_record_was_edited_is_refused_and_listed_as_damaged
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"noisin: error: {tmp_path / 'run' / 'record.json'} is not") and error.count("\n") == 1
-    assert main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 2
     assert re.search(r"^ *run +damaged", capsys.readouterr().out, re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.processes import file_size_limit, wait_for
 
-from noisin.cli import main
+from noisin.commands.main import main
 from noisin.runs.directory import RunDirectory
 from noisin.runs.events import Events
 from noisin.system.errors import UserError
@@ -102,7 +102,7 @@ def test_what_is_written_stays_through_a_power_failure(tmp_path, monkeypatch):
 def test_a_checkpoint_is_there_when_its_epoch_is_said(tmp_path, monkeypatch):
     done, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
-    monkeypatch.setattr("noisin.cli._report", lambda line: done.append(line))
+    monkeypatch.setattr("noisin.commands.train.report", lambda line: done.append(line))
     assert main(["train", "--run-dir", str(tmp_path / "run"), *QUICK, "--epochs", "1"]) == 0
     said = next(place for place, line in enumerate(done) if line.startswith("epoch"))
     flushed = [Path(path).name.split(".")[1] for path in done[:said] if path.endswith(".tmp")]
@@ -133,7 +133,7 @@ def test_runs_lists_each_run_with_its_status(tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_bytes((tmp_path / "none" / "config.json").read_bytes())
     capsys.readouterr()
-    assert main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 2  # as from any command that meets a damaged run
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line for line in lines[1:]}
     valid, test = f"{record['valid_ppl']:.2f}", record["test_ppl"]

@@ -16,7 +16,7 @@ import pytest
 from helpers.processes import ROOT, python, run
 
 import noisin
-from noisin import cli
+from noisin.commands import train as command
 from noisin.config import Config
 from noisin.runs.directory import RunDirectory
 from noisin.system import cuda, mxnet_import, startup, threads
@@ -134,10 +134,10 @@ def test_a_small_network_takes_one_thread(tmp_path):
 
 @pytest.mark.parametrize("hidden, idle, taken", [(SMALL, 3, 3), (SMALL, 9, 4), (SMALL, 1, 1), (SMALL - 1, 3, 1)])
 def test_a_large_network_takes_the_idle_cores(tmp_path, monkeypatch, hidden, idle, taken):
-    monkeypatch.setattr(cli, "threads_were_chosen", lambda: True)
-    monkeypatch.setattr(cli, "threads", lambda: 4)
-    monkeypatch.setattr(cli, "idle_cores", lambda: idle)
-    assert cli._chosen_threads(Config(hidden=hidden), RunDirectory(tmp_path)) == taken
+    monkeypatch.setattr(command, "threads_were_chosen", lambda: True)
+    monkeypatch.setattr(command, "threads", lambda: 4)
+    monkeypatch.setattr(command, "idle_cores", lambda: idle)
+    assert command._chosen_threads(Config(hidden=hidden), RunDirectory(tmp_path)) == taken
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path):

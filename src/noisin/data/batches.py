@@ -7,7 +7,7 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, plural
 
 # Of a text: a larger share that no batch trains on is worth a line. The last, shorter segment is left out rather than
 # trained on, which would add an update to every epoch of the committed runs for 0.03 to 0.12 % of their tokens.
@@ -59,8 +59,9 @@ def training_batches(tokens: np.ndarray, batch_size: int, unroll: int) -> Iterat
     number = number_of_training_batches(tokens, batch_size, unroll)
     if number == 0:
         raise UserError(
-            f"the training split has {len(tokens)} tokens, but a batch of {batch_size} columns and {unroll} steps "
-            f"takes {batch_size * unroll + 1}; lower the batch size or the unroll, or use more text"
+            f"the training split has {plural(len(tokens), 'token')}, but a batch of {plural(batch_size, 'sequence')} "
+            f"of {plural(unroll, 'step')} takes {batch_size * unroll + 1:,}; lower the batch size or the unroll, or "
+            "use more text"
         )
     pairs = (len(tokens) - 1) // batch_size * batch_size
     inputs, targets = _columns(tokens[:pairs], batch_size), _columns(tokens[1 : pairs + 1], batch_size)
@@ -75,7 +76,8 @@ def left_out_notice(tokens: np.ndarray, batch_size: int, unroll: int) -> str:
         return ""
     return (
         f"{left_out:,} of the training split's {len(tokens):,} tokens ({left_out / len(tokens):.0%}) are not trained "
-        f"on: they do not fill a segment of {batch_size} columns and {unroll} steps; lower --batch-size or --unroll"
+        f"on: they do not fill a batch of {plural(batch_size, 'sequence')} of {plural(unroll, 'step')}; lower "
+        "--batch-size or --unroll"
     )
 
 

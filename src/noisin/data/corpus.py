@@ -155,7 +155,10 @@ def _synthetic_corpus() -> Corpus:
 def _own_files(path: Path) -> Dict[str, Path]:
     """Return the files of a user's own text: one for each split, or a single one under the key ``text``."""
     if os.path.isdir(path):
-        return {split: path / f"{split}.txt" for split in SPLITS}
+        files = {split: path / f"{split}.txt" for split in SPLITS}
+        if not any(map(os.path.lexists, files.values())):
+            raise UserError(f"{path}: no text in this folder; put train.txt, valid.txt and test.txt there")
+        return files
     if os.path.lexists(path):
         return {"text": path}
     close = difflib.get_close_matches(str(path).lower(), NAMES, 1)

@@ -10,10 +10,10 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence
 import pandas as pd
 
 from noisin import figures
-from noisin.config import Config, recorded_config
+from noisin.config import Config, flag, recorded_config
 from noisin.methods import METHODS
 from noisin.runs.listing import read_run, summary
-from noisin.system.errors import UserError, escape_unprintable
+from noisin.system.errors import escape_unprintable
 from noisin.tables import escape_markdown, markdown
 
 _RESULTS = ("valid", "test clean", "test averaged", "test limit", "test marginal", "gamma", "time")
@@ -27,12 +27,8 @@ def compare(paths: Sequence[Path], picture: Path) -> str:
     Raises
     ------
     UserError
-        If one of them holds no run, or the picture cannot be written.
+        If one of them holds no run.
     """
-    if picture.suffix.lower() not in (".png", ".svg"):
-        raise UserError(f"cannot write {picture}: name a file that ends in .png or .svg, e.g. comparison.png")
-    if not picture.parent.is_dir():
-        raise UserError(f"cannot write {picture}: there is no folder {picture.parent}; make it, or name another one")
     runs = {escape_unprintable(str(path)): read_run(path) for path in paths}
     parts = [markdown(_table(runs))]
     corpora = by_corpus(runs)
@@ -81,13 +77,13 @@ def _table(runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     for name, record in runs.items():
         config, test = recorded_config(record["config"]), record["test_ppl"] or {}
         row = {"run": name, "corpus": _corpus(record), **summary(record), "method": METHODS[config.method].title}
-        row.update({_option(name): _value(config, name) for name in options})
+        row.update({flag(name): _value(config, name) for name in options})
         row.update({f"test {name}": f"{test[key]:.2f}" for name, key in _OTHERS.items() if test.get(key)})
         row["time"] = str(timedelta(seconds=round(sum(entry["seconds"] for entry in record["epochs"]))))
         rows.append({column: escape_markdown(value) for column, value in row.items()})
     table = pd.DataFrame(rows)
     corpus = ["corpus"] if len(by_corpus(runs)) > 1 else []
-    wanted = ["run", *corpus, "method", *map(_option, options), "status", "epoch", "best epoch", *_RESULTS]
+    wanted = ["run", *corpus, "method", *map(flag, options), "status", "epoch", "best epoch", *_RESULTS]
     return table[[name for name in wanted if name in table]].fillna("-")
 
 
@@ -99,11 +95,6 @@ def _differing(configs: Collection[Config]) -> List[str]:
         if name not in ("method", "corpus") and any(value != values[0] for value in values):
             found.append(name)
     return found
-
-
-def _option(name: str) -> str:
-    """An option as it is typed."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _value(config: Config, name: str) -> str:

@@ -36,7 +36,7 @@ from noisin.data.published import NAMES
 from noisin.runs.formats import Progress, Wrong, check_progress, check_sealed, differences, seal
 from noisin.runs.record import read_record
 from noisin.runs.weights import pack, set_optimizer, set_parameters, unpack
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, plural
 from noisin.system.files import BRIEF, hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
 WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.safetensors")  # names of the files of weights
@@ -79,7 +79,8 @@ class RunDirectory:
         try:
             lock = hold_folder(self.path, patience)
         except OSError as error:
-            raise UserError(f"cannot make the run directory {self.path}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise UserError(f"cannot make the run directory {self.path}: {reason}; give another --run-dir") from None
         with lock:
             yield
 
@@ -105,6 +106,8 @@ class RunDirectory:
         if (self.path / "config.json").exists():
             before = self._identity()
             self._check_same(before, identity)
+        elif any(self.path.glob("*/config.json")):
+            raise UserError(f"{self.path} holds other runs, but is none itself: give another --run-dir")
         for left in ("record.json", "state.json", "state-before.json"):
             if before is None and (self.path / left).exists():
                 raise UserError(
@@ -129,8 +132,9 @@ class RunDirectory:
             )
         record = self._read_record(before) if self.record_path.exists() else None
         if record is not None and record["status"] != "finished" and wanted > record["config"]["epochs"]:
+            epochs = plural(len(record["epochs"]), "epoch")
             raise UserError(
-                f"{self.path} holds a run that is {record['status']} after {len(record['epochs'])} epochs: more "
+                f"{self.path} holds a run that is {record['status']} after {epochs}: more "
                 "--epochs would add none; give another --run-dir"
             )
 
@@ -171,7 +175,8 @@ class RunDirectory:
         """What `config.json` says: whose run this is."""
         path = self.path / "config.json"
         if not path.exists():
-            raise UserError(f"{self.path} holds no run (it has no config.json): give a directory made by noisin train")
+            what = "holds no run (it has no config.json)" if self.path.exists() else "does not exist"
+            raise UserError(f"{self.path} {what}: give a directory made by noisin train")
         content = read_json(path)
         if "digest" not in content:
             raise UserError(
@@ -211,7 +216,10 @@ class RunDirectory:
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
         path = self.path / "state.json"
-        return self._read_state(path)[0] if path.exists() else None
+        if not path.exists() and not self._has_weights:
+            return None
+        with self._advice():
+            return self._read_state(path)[0]
 
     def recover(self, report: Callable[[str], None]) -> Optional[Progress]:
         """As `load`, from the newest checkpoint that is whole, which is then the last one.
@@ -227,17 +235,41 @@ class RunDirectory:
             If there are checkpoints and none is whole.
         """
         newest, before = self.path / "state.json", self.path / "state-before.json"
-        if not newest.exists() and not before.exists():
+        if not newest.exists() and not before.exists() and not self._has_weights:
             return None
-        try:
-            return self._read_whole(newest)
-        except UserError as damage:
-            if not before.exists():
-                raise
-            progress = self._read_whole(before)
-            report(f"{damage}; the checkpoint before it is used")
+        with self._advice(train_again=True):
+            try:
+                return self._read_whole(newest)
+            except UserError as damage:
+                if not before.exists():
+                    raise
+                progress = self._read_whole(before)
+                report(f"{damage}; the checkpoint before it is used")
         write_json(newest, read_json(before))
         return progress
+
+    @property
+    def _has_weights(self) -> bool:
+        """Whether the record of this run says that an epoch was finished."""
+        return self.record_path.exists() and self._read_record(self._identity())["best_epoch"] is not None
+
+    def check_usable(self, record: Mapping[str, Any]) -> None:
+        """Raise UserError if the state or the best weights of a run that has this record are missing or damaged."""
+        if record["best_epoch"] is not None:
+            with self._advice(train_again=True):
+                self._read_whole(self.path / "state.json")
+
+    @contextmanager
+    def _advice(self, train_again: bool = False) -> Iterator[None]:
+        """Add what to do to an error about a checkpoint; `train_again`: the checkpoint before it cannot be used."""
+        self._identity()  # what is wrong with it says what to do
+        try:
+            yield
+        except UserError as error:
+            advice = f"restore the file, or delete {self.path} to train again"
+            if not train_again and (self.path / "state-before.json").exists():
+                advice = "repeat the command that trained the run, which uses the checkpoint before"
+            raise UserError(f"{error}; {advice}") from None
 
     def _read_whole(self, state: Path) -> Progress:
         """Progress of a checkpoint, after a look at all of its files that are still needed."""
@@ -249,7 +281,10 @@ class RunDirectory:
 
     def _read_state(self, path: Path) -> Tuple[Progress, Dict[str, Dict[str, str]]]:
         """Progress, and name and sha256 of the `epoch` and the `best` arrays."""
-        content, identity = read_json(path), self._identity()
+        identity = self._identity()
+        if not path.exists():
+            raise UserError(f"{path} is missing")
+        content = read_json(path)
         config = recorded_config(identity["config"])
         try:
             check_sealed(content, "state")
@@ -257,7 +292,7 @@ class RunDirectory:
                 raise Wrong("it is of another run than config.json")
             check_progress(content["progress"], config)
         except Wrong as wrong:
-            raise UserError(f"{path} is damaged: {wrong}; delete {path.parent} to start the run again") from None
+            raise UserError(f"{path} is damaged: {wrong}") from None
         progress = Progress(**content["progress"])
         if progress.status == "finished" and len(progress.epochs) < config.epochs:
             progress.status = "running"  # it has been given more since then
@@ -265,13 +300,20 @@ class RunDirectory:
 
     def load_best_weights(self, model: Block) -> None:
         """Set the model's parameters to those of the best epoch."""
-        set_parameters(model, self._read_arrays("best", self.path / "state.json"), self.path)
+        state = self.path / "state.json"
+        if not state.exists() and not self._has_weights:
+            ended = self.record_path.exists()
+            why = "its training diverged in the first epoch" if ended else "train it first"
+            raise UserError(f"{self.path} has no finished epoch: {why}")
+        with self._advice():
+            set_parameters(model, self._read_arrays("best", state), self.path)
 
     def restore(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Set parameters and optimizer to where the last checkpoint left them."""
-        arrays = self._read_arrays("epoch", self.path / "state.json")
-        set_parameters(model, arrays, self.path)
-        set_optimizer(trainer, arrays, progress.updates, self.path)
+        with self._advice():
+            arrays = self._read_arrays("epoch", self.path / "state.json")
+            set_parameters(model, arrays, self.path)
+            set_optimizer(trainer, arrays, progress.updates, self.path)
 
     def save(self, model: Block, trainer: Trainer, progress: Progress) -> None:
         """Write a checkpoint; `progress` must end with the epoch just trained."""
@@ -329,10 +371,10 @@ class RunDirectory:
 
     def _read_arrays(self, which: str, state: Path) -> Dict[str, np.ndarray]:
         """The `epoch` or `best` arrays that a checkpoint names, if they are there and whole."""
-        if not state.exists():
-            raise UserError(f"{self.path} has no finished epoch yet: train it first")
         file = self._read_state(state)[1][which]
         path = self.path / file["name"]
+        if not path.exists():
+            raise UserError(f"{path} is missing")
         content = read_regular(path, f"the '{which}' weights of this run")
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise UserError(f"{path} is damaged: its sha256 is not the one in {state.name}")

@@ -13,6 +13,8 @@ from noisin.runs.directory import RunDirectory
 from noisin.runs.formats import Progress, best_of
 from noisin.system.errors import UserError, escape_unprintable
 
+DAMAGED = "damaged"  # status of a run that cannot be read
+
 
 def runs_table(folder: Path) -> pd.DataFrame:
     """One row for each run directory below `folder`, at any depth, by path.
@@ -81,8 +83,8 @@ def _row(path: Path, folder: Path) -> Dict[str, str]:
     try:
         return {"run": name, **summary(read_run(path))}
     except (UserError, OSError, KeyError, TypeError, ValueError) as reason:  # one bad run must not hide the others
-        print(f"noisin: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
-        return {"run": name, "status": "damaged"}
+        print(f"noisin: error: {name}: {escape_unprintable(str(reason))}", file=sys.stderr)
+        return {"run": name, "status": DAMAGED}
 
 
 def _status(directory: RunDirectory, progress: Progress) -> str:

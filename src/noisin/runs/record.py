@@ -18,7 +18,7 @@ from noisin.data.published import NAMES
 from noisin.model import LanguageModel
 from noisin.runs.formats import LARGEST, Progress, Wrong, best_of, check_progress, check_sealed, seal, short
 from noisin.system.device import device_name
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, plural
 from noisin.system.files import read_json, write_json
 from noisin.system.provenance import cpu_name, git_revision, now
 from noisin.system.threads import threads
@@ -166,7 +166,7 @@ def _check_agreement(record: Mapping[str, Any], config: Config) -> None:
     if record["gamma"] != (best["gamma"] if best else []):
         raise Wrong(f"gamma is {short(record['gamma'])}, but not that of its best epoch")
     if record["status"] == "finished" and len(record["epochs"]) != config.epochs:
-        raise Wrong(f"status is finished after {len(record['epochs'])} epochs of {config.epochs}")
+        raise Wrong(f"status is finished after {plural(len(record['epochs']), 'epoch')} of {config.epochs}")
     if best is None:
         if record["status"] != "diverged" or record["test_ppl"] is not None:
             raise Wrong("it has a test perplexity, or has not diverged, without any epoch")

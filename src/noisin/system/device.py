@@ -8,7 +8,7 @@ from typing import Set
 
 import mxnet as mx
 
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, plural
 
 # oneDNN, which multiplies MXNet's matrices on a CPU, needs these for bfloat16. To be faster than float32, bfloat16 also
 # needs AVX512_BF16 or AMX.
@@ -87,7 +87,7 @@ def _why_unusable(index: int) -> str:
     try:
         count = mx.context.num_gpus()
         if index >= count:
-            return f"MXNet sees {count} GPUs (`nvidia-smi` lists what the driver sees)"
+            return f"MXNet sees {plural(count, 'GPU')} (`nvidia-smi` lists what the driver sees)"
         # The wheels have code for compute capability 5.0 to 8.9; on another GPU, only the first kernel fails.
         mx.nd.ones((1,), ctx=mx.gpu(index)).asnumpy()
     except mx.MXNetError as error:

@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, and the escaping of text in messages."""
+"""The exception for a user's mistake, and how messages write counts, values and foreign text."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def escape_unprintable(text: str) -> str:
 def escape_control(text: str) -> str:
     """Return the text with control characters, which may be terminal commands, escaped as in Python."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], text)
+
+
+def plural(number: int, what: str) -> str:
+    """Return a count in words, e.g. '1 epoch' or '2,000 epochs'."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def short_repr(value: object) -> str:

@@ -1,0 +1,103 @@
+"""`noisin evaluate`: the perplexities of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import Tuple
+
+import gluonnlp
+import numpy as np
+
+from noisin.commands.options import PERPLEXITIES, add_data_dir, add_device, add_run, best_model, config_corpus
+from noisin.commands.parser import natural, positive
+from noisin.config import Config
+from noisin.data.corpus import load_split
+from noisin.data.encoding import ordered_vocabulary
+from noisin.evaluation import make_evaluator
+from noisin.model import evaluated_at_once, evaluation_seed
+from noisin.runs.directory import RunDirectory
+from noisin.runs.record import finite_or_null
+from noisin.system.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.description = f"Print the perplexities of a trained model as one line of JSON.\n\n{PERPLEXITIES}"
+    add_run(parser)
+    parser.add_argument(
+        "--corpus",
+        help="another text, or the new place of the run's own text; a single file is evaluated whole (default: the "
+        "run's text)",
+    )
+    add_data_dir(parser)
+    parser.add_argument(
+        "--split", choices=("valid", "test"), help="split to evaluate (default: valid; use test only once, at the end)"
+    )
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="noise trajectories of bound and averaged (default: the run's)"
+    )
+    parser.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="random seed for the noise (default: 0, the record's)"
+    )
+    parser.add_argument(
+        "--particles",
+        type=positive,
+        metavar="P",
+        help="also estimate marginal, by a particle filter of P trajectories; takes as long as P samples",
+    )
+    parser.add_argument(
+        "--repetitions",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="independent particle filters to average over (default: 3)",
+    )
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the perplexities."""
+    directory = RunDirectory(arguments.run)
+    config = directory.read_config()
+    if arguments.samples:
+        config = dataclasses.replace(config, eval_samples=arguments.samples)
+    vocabulary = ordered_vocabulary(directory.read_vocabulary())
+    name, part, tokens = _evaluated_text(directory, config, vocabulary, arguments)
+    at_once = max(evaluated_at_once(config), config.eval_batch_size * (arguments.particles or 1))
+    model, device = best_model(directory, config, len(vocabulary), at_once, arguments.device)
+    evaluator = make_evaluator(model, config, vocabulary, device, progress=True)
+    seed = evaluation_seed(config.seed, arguments.seed)
+    result = evaluator.all(tokens, seed)
+    if arguments.particles:
+        result.update(evaluator.marginal(tokens, arguments.particles, arguments.repetitions, seed))
+    found = {"corpus": name, "split": part, "tokens": len(tokens)}
+    print(json.dumps({**found, **finite_or_null(result)}))
+
+
+def _evaluated_text(
+    directory: RunDirectory, config: Config, vocabulary: gluonnlp.Vocab, arguments: argparse.Namespace
+) -> Tuple[str, str, np.ndarray]:
+    """Return the name of the evaluated corpus, which part of it, and its tokens as ids of the run's vocabulary."""
+    split = arguments.split or "valid"
+    if arguments.corpus is None:
+        corpus = config_corpus(config, arguments.data_dir)
+        if corpus.digest != directory.corpus_sha256:
+            raise UserError(f"{corpus.name} has changed since {arguments.run} was trained: name a text with --corpus")
+        return corpus.name, split, getattr(corpus, split)
+    try:
+        corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
+        if corpus.digest == directory.corpus_sha256:  # the run's own, which has moved
+            return corpus.name, split, getattr(corpus, split)
+    except UserError:
+        pass  # too short to be trained on, or worse, which is said now
+    part, tokens, unknown = load_split(arguments.corpus, split, vocabulary, arguments.data_dir)
+    if part == "all" and arguments.split:
+        raise UserError("--split has no effect on another text in one file, which is evaluated whole; remove it")
+    words = int((tokens != vocabulary["<eos>"]).sum())
+    share = f"{unknown:,} of {words:,} words ({unknown / max(words, 1):.1%})"
+    print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
+    return os.path.basename(os.path.abspath(arguments.corpus)), part, tokens
