@@ -76,6 +76,27 @@ class Evaluator:
         with autograd.predict_mode(), traced_for("prediction"):  # the graph draws nothing
             return perplexity(self._totals(self._clean, tokens)[0], len(tokens))
 
+    def bound(self, tokens: np.ndarray, seed: int = 0) -> float:
+        """Return the perplexity per token with the noise on: exp of the mean of -log p(x_t | z_t) over trajectories.
+
+        Parameters
+        ----------
+        tokens : array (N,)
+            Token ids.
+        seed : int, default 0
+            Random seed for the noise.
+
+        Returns
+        -------
+        float
+        """
+        return perplexity(self._sampled_totals(tokens, seed)[0], len(tokens))
+
+    def _sampled_totals(self, tokens: np.ndarray, seed: int) -> np.ndarray:
+        mx.random.seed(seed)
+        with autograd.train_mode():
+            return self._totals(self._sampled, tokens)
+
     def all(self, tokens: np.ndarray, seed: int = 0) -> Dict[str, float]:
         """Return the perplexities per token by all estimators.
 
@@ -97,9 +118,7 @@ class Evaluator:
         if not self._model.stochastic:
             same = dict.fromkeys(("clean", "bound", "averaged", "averaged_limit"), clean)
             return {**same, "averaged_limit_error": 0.0, "samples": 1}
-        mx.random.seed(seed)
-        with autograd.train_mode():
-            of_bound, of_averaged, *without = self._totals(self._sampled, tokens)
+        of_bound, of_averaged, *without = self._sampled_totals(tokens, seed)
         limit, error = jackknife(of_averaged, np.array(without)) if without else (math.nan, math.nan)
         count = len(tokens)
         limit_ppl = perplexity(limit, count)

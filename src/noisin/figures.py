@@ -30,6 +30,7 @@ SHADES: Tuple[Dict[str, Any], ...] = (
     {"linewidth": 1.4, "fillstyle": "left", "markersize": 6, "markerfacecoloralt": "white"},
     {"linewidth": 2.6, "alpha": 0.5, "fillstyle": "top", "markersize": 7, "markerfacecoloralt": "white"},
 )
+FEWEST = 30  # words whose share of right predictions says something
 # Okabe and Ito's colours for runs, dashes for layers or for more runs than there are colours.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -434,3 +435,42 @@ def save(figure: Figure, path: Path) -> None:
     with rc_context({"svg.hashsalt": "noisin"}):
         figure.savefig(buffer, dpi=150, format=kind, metadata={"Software" if kind == "png" else "Date": None})
     write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def robustness(found: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how often the likeliest word is right by its probability (left), and perplexity against noise (right).
+
+    Parameters
+    ----------
+    found : sequence of dict
+        For each run its name `run`, its `method` (a Method), `calibration` (a Calibration by name of the estimator) and
+        `perplexities` by the spread of the noise.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    reliability, growth = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], color="#777777", linewidth=1, label="perfectly calibrated")
+    methods = [entry["method"] for entry in found]
+    for entry in sorted(found, key=lambda entry: list(METHODS).index(entry["method"].name)):
+        method = entry["method"]
+        color, dash, marker = method.look
+        label = method.title + (f" ({entry['run']})" if methods.count(method) > 1 else "")
+        style: Dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker, "markersize": 4, "label": label}
+        curve = entry["calibration"]["noise off"]
+        shown = curve.words >= FEWEST
+        reliability.plot(curve.confidence[shown], curve.accuracy[shown], **style)
+        growth.plot(list(entry["perplexities"]), list(entry["perplexities"].values()), **style)
+    reliability.set(
+        title="Calibration, noise off", xlabel="probability of the likeliest next word", ylabel="how often it comes"
+    )
+    growth.set(
+        title="Noise added at test time",
+        xlabel="spread γ of the noise on each hidden state",
+        ylabel="perplexity a word",
+    )
+    handles, labels = reliability.get_legend_handles_labels()
+    _legend_below(figure, handles, labels)
+    return figure

@@ -11,7 +11,18 @@ from noisin.methods import METHODS
 # A module or package of src/noisin, or a package beside it, from the bottom up: each imports from those before it.
 ROOMS = (
     *("graphs", "initializers", "system", "tables", "data", "native", "noise", "cells", "regularisers", "methods"),
-    *("config", "figures", "model", "objective", "particles", "evaluation", "sampling", "export", "optimizers"),
+    *(
+        "config",
+        "figures",
+        "model",
+        "objective",
+        "particles",
+        "evaluation",
+        "robustness",
+        "sampling",
+        "export",
+        "optimizers",
+    ),
     *("runs", "training", "search", "tuning", "commands", "__main__", "benchmarks", "experiments"),
 )
 
