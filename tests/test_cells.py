@@ -30,6 +30,7 @@ from noisin.cells import make_cells
 from noisin.graphs import traced_for
 from noisin.noise import FAMILIES
 from noisin.regularisers import NoisyCell, VariationalDropoutCell, draw_mask
+from noisin.system.errors import plural
 
 T, B, INPUTS, HIDDEN = 4, 3, 3, 5
 ERRORS = 5  # standard errors of a statistical bound: two-sided false alarm 6e-7
@@ -240,7 +241,7 @@ def test_unroll_takes_a_list_of_steps_and_begins_from_zero_states(cell, activati
 def test_a_sequence_of_another_length_is_refused(method, layout, steps):
     stack = make_stack("rnn", "tanh", method)
     inputs = mx.nd.ones((steps, B, INPUTS) if layout == "TNC" else (B, steps, INPUTS))
-    with pytest.raises(ValueError, match=rf"in layout {layout} have {steps} steps: {T} expected"):
+    with pytest.raises(ValueError, match=rf"in layout {layout} have {plural(steps, 'step')}: {T} expected"):
         stack.unroll(T, inputs, stack.begin_state(batch_size=B), layout, True)
 
 

@@ -70,7 +70,7 @@ def test_what_is_together_in_one_method_acts_together():
     assert len({config.digest for config in apart}) == len(METHODS)
     # An option that does not act does not tell runs apart.
     assert Config(method="noisin", dropout_states=0.3) == Config(method="noisin")
-    with pytest.raises(UserError, match="must start above its bound"):
+    with pytest.raises(UserError, match="must start above its lower bound"):
         Config(method="standard-dropout+noisin*", gamma=[0.1])
 
 

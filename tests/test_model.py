@@ -179,7 +179,7 @@ def test_a_tied_decoder_has_a_bias_of_its_own_alone_and_needs_an_embedding_of_it
         for decoder in ("own", "tied")
     ]
     assert count[0] - count[1] == V * HIDDEN
-    with pytest.raises(UserError, match="embedding is 4 and hidden 5: a tied decoder"):
+    with pytest.raises(UserError, match="embedding is 4 and hidden is 5: a tied decoder"):
         Config(decoder="tied", embedding=4, hidden=5)
     with pytest.raises(ValueError, match="embedding is 4 and hidden 5"):
         LanguageModel(V, make_language_model().cells, embedding=4, hidden=5, tied=True)

@@ -114,7 +114,7 @@ def test_runs_without_an_epoch_have_a_row_and_no_figure(trained, tmp_path, capsy
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ("nowhere", "nowhere holds no run"),
+        ("nowhere", "nowhere does not exist"),
         ("book.txt", "book.txt holds no run"),
         ("none none/record.json", "record.json holds no run"),
         ("none --figure record.json", "name a file that ends in .png or .svg"),

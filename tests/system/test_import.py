@@ -146,7 +146,7 @@ AGAIN = r"python -m pip install --no-deps --force-reinstall mxnet==1\.9\.1"
 def test_an_mxnet_that_does_not_load_is_one_line_in_a_command_and_an_import_error_elsewhere(tmp_path, code, says):
     (tmp_path / "mxnet").mkdir()
     (tmp_path / "mxnet" / "__init__.py").write_text(code)
-    result = run("-m", "noisin", "--version", path=[tmp_path])
+    result = run("-m", "noisin", "train", path=[tmp_path])
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(f"noisin: error: MXNet 1.9.1 does not load: {says}\n", result.stderr)
     code = "import noisin\ntry: import mxnet\nexcept ImportError as error: print(error)"
@@ -173,5 +173,5 @@ def test_a_program_of_somebody_elses_can_catch_it(tmp_path):
 
 def test_an_interruption_while_mxnet_loads_is_one_line(tmp_path):
     (tmp_path / "mxnet.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
-    result = run("-m", "noisin", path=[tmp_path])
+    result = run("-m", "noisin", "train", path=[tmp_path])
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "noisin: interrupted\n")
