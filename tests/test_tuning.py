@@ -234,7 +234,7 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
         ("--learning-rate 1 --hidden 0", "argument --hidden: '0' is invalid: it must be from 1"),
         ("--corpus nowhere.txt", "nowhere.txt: no such corpus or file"),
         ("--corpus text.txt --batch-size 5000", "lower the batch size"),
-        ("--device tpu", "device is 'tpu'"),
+        ("--device tpu", "--device tpu is unknown"),
         ("--trails 3", "--trails is not an option; did you mean --trials?"),
         (f"--corpus text.txt --batch-size 2 --study {300 * 'x'}", "File name too long"),
     ],

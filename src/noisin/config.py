@@ -262,7 +262,7 @@ class Config:
     eval_particles: int = option(
         0,
         "particles of the filter that estimates the marginal perplexity of the test split at the end; 0: no estimate; "
-        "takes as long as 3 times as many --eval-samples",
+        "takes as long as evaluation with 3 times as many samples",
         low=0,
         high=1e5,
         group="evaluation",

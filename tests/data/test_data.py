@@ -389,7 +389,7 @@ def test_every_folder_that_was_looked_into_is_named(
     monkeypatch.setenv("NOISIN_DATA", "/none")
     message = fails("ptb", data_dir="/usr")
     assert "in /usr/ptb or /none/ptb or data/ptb" in message and f"into {alone}/data/ptb" in message
-    says = "--data-dir /nope: no such folder; name one that holds ptb/, or leave it out"
+    says = "--data-dir /nope: not a folder; name one that holds ptb/, or leave it out"
     assert fails("ptb", data_dir="/nope") == says
 
 

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.description = (
         "Find each corpus, download it if it is found nowhere, check it, and print a table of its tokens, vocabulary "
-        "and unknown words, as Table 1 of the paper."
+        "and unknown words, like Table 1 of the paper."
     )
     parser.add_argument(
         "corpora", nargs="+", metavar="CORPUS", help="ptb, wikitext-2, synthetic, or the path of your own text"

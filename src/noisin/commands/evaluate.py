@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
         "--corpus",
-        help="another text, or the new place of the run's own text; a single file is evaluated whole (default: the "
-        "run's text)",
+        help="text to evaluate instead of the run's, a single file as a whole; or the new place of the run's text, if "
+        "it has moved",
     )
     add_data_dir(parser)
     parser.add_argument(
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--particles",
         type=positive,
         metavar="P",
-        help="also estimate marginal, by a particle filter of P trajectories; takes as long as P samples",
+        help="also estimate marginal, by a particle filter of P trajectories; takes as long as P times --repetitions "
+        "samples",
     )
     parser.add_argument(
         "--repetitions",
@@ -98,6 +99,7 @@ def _evaluated_text(
     if part == "all" and arguments.split:
         raise UserError("--split has no effect on another text in one file, which is evaluated whole; remove it")
     words = int((tokens != vocabulary["<eos>"]).sum())
-    share = f"{unknown:,} of {words:,} words ({unknown / max(words, 1):.1%})"
-    print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
+    if unknown:
+        share = f"{unknown:,} of {words:,} words ({unknown / words:.1%})"
+        print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
     return os.path.basename(os.path.abspath(arguments.corpus)), part, tokens

@@ -110,7 +110,10 @@ def _numbers(text: str) -> List[float]:
 
 
 def _named_numbers(text: str) -> Dict[str, float]:
-    return {name: float(number) for name, number in (part.split("=") for part in text.split(","))}
+    found = [part.split("=") for part in text.split(",")]
+    if len({name for name, _ in found}) < len(found):
+        raise ValueError("a name comes twice")
+    return {name: float(number) for name, number in found}
 
 
 _PARSERS: Dict[type, Tuple[Callable[[str], Any], str]] = {

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "List the runs below a folder: status, best epoch, its validation perplexity (noise off) and gamma, and test "
         f"perplexities, if the run was tested.\n\n{PERPLEXITIES}"
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of runs (default: runs)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

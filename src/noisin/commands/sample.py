@@ -17,6 +17,7 @@ from noisin.system.errors import escape_control, escape_unprintable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
+    parser.set_defaults(again="the text is not complete")
     parser.description = "Write text from a trained model, with the noise off."
     add_run(parser)
     parser.add_argument("--words", type=positive, default=100, metavar="N", help="words to write (default: 100)")

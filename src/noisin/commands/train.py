@@ -25,7 +25,7 @@ from noisin.system.device import find_device
 from noisin.system.errors import UserError
 from noisin.system.files import read_json
 from noisin.system.process import DIVERGED
-from noisin.system.threads import SMALL, idle_cores, threads, threads_were_chosen, useful_threads
+from noisin.system.threads import SMALL, idle_cores, most_threads, threads, threads_were_chosen, useful_threads
 from noisin.training import train
 
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON object of the options below, e.g. config.json of a run; options on the command line override it",
     )
-    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run directory (default: runs/NAME-OF-THE-RUN)")
+    parser.add_argument("--run-dir", metavar="DIR", type=_named, help="run directory (default: runs/NAME-OF-THE-RUN)")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     parser.add_argument("--wait", action="store_true", help="wait while another process trains in the run directory")
     parser.add_argument("--events", action="store_true", help="also write events for TensorBoard")
@@ -66,8 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
 
 
+def _named(text: str) -> Path:
+    """Return an argument's type: a path; that of a variable which is not set is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train; the exit status is 0, or `DIVERGED`."""
+    if arguments.threads and arguments.threads > most_threads():
+        raise UserError(f"--threads {arguments.threads}: this machine takes at most {most_threads()}")
     config = _config(arguments)
     device = find_device(arguments.device)
     corpus = config_corpus(config, arguments.data_dir)

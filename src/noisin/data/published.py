@@ -159,9 +159,7 @@ def full_name(corpus: str) -> str:
 def find_texts(published: PublishedCorpus, data_dir: Optional[str], download: bool) -> Dict[str, Text]:
     """Return the checked texts of a published corpus, downloading what is missing."""
     if data_dir and not os.path.isdir(os.path.expanduser(data_dir)):
-        raise UserError(
-            f"--data-dir {data_dir}: no such folder; name one that holds {published.name}/, or leave it out"
-        )
+        raise UserError(f"--data-dir {data_dir}: not a folder; name one that holds {published.name}/, or leave it out")
     given = [Path(os.path.expanduser(folder)) for folder in (data_dir, os.environ.get("NOISIN_DATA")) if folder]
     roots = [*given, DOWNLOADS]
     for root in roots:  # stops at the first that holds any of the files, else at the last

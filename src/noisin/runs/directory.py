@@ -39,6 +39,7 @@ from noisin.runs.weights import pack, set_optimizer, set_parameters, unpack
 from noisin.system.errors import UserError, plural
 from noisin.system.files import BRIEF, hold_folder, is_locked, read_json, read_regular, write_file, write_json
 
+_ADVICE = "restore the file, or train again with another --run-dir"
 WEIGHTS = re.compile(r"(epoch|best)-\d{4,9}\.safetensors")  # names of the files of weights
 
 
@@ -177,16 +178,18 @@ class RunDirectory:
         if not path.exists():
             what = "holds no run (it has no config.json)" if self.path.exists() else "does not exist"
             raise UserError(f"{self.path} {what}: give a directory made by noisin train")
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}; {_ADVICE}") from None
         if "digest" not in content:
             raise UserError(
-                f"{path} was written by an older version of noisin, or by hand: give another --run-dir, or delete "
-                f"{self.path} to train again"
+                f"{path} was written by an older version of noisin, or by hand: train again with another --run-dir"
             )
         try:
             check_sealed(content, "run")
         except Wrong as wrong:
-            raise UserError(f"{path} is damaged: {wrong}; restore it, or delete {self.path} to train again") from None
+            raise UserError(f"{path} is damaged: {wrong}; {_ADVICE}") from None
         return {**content, "config": recorded_config(content["config"], str(path)).to_dict()}
 
     def read_vocabulary(self) -> List[str]:
@@ -266,7 +269,7 @@ class RunDirectory:
         try:
             yield
         except UserError as error:
-            advice = f"restore the file, or delete {self.path} to train again"
+            advice = _ADVICE
             if not train_again and (self.path / "state-before.json").exists():
                 advice = "repeat the command that trained the run, which uses the checkpoint before"
             raise UserError(f"{error}; {advice}") from None

@@ -279,7 +279,7 @@ def check_sealed(content: Mapping[str, Any], name: str) -> None:
     except (ValueError, RecursionError):  # a number that JSON does not have; brackets without end
         intact = False
     if not intact:
-        raise Wrong("it was changed after it was written (its digest is that of another content)")
+        raise Wrong("it was changed after it was written")
     _check_schema(content, name)
 
 

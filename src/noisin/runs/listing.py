@@ -27,7 +27,8 @@ def runs_table(folder: Path) -> pd.DataFrame:
     try:
         os.listdir(folder)
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; give a folder that holds run directories") from None
+        advice = "name a folder of runs; noisin train makes the folder runs"
+        raise UserError(f"cannot list {folder}: {error.strerror}; {advice}") from None
     rows = [_row(path.parent, folder) for path in sorted(folder.rglob("config.json"))]
     if not rows:
         raise UserError(f"{folder} holds no run: noisin train makes one")

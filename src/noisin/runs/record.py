@@ -85,6 +85,9 @@ def _every(values: Sequence[Any]) -> Any:
     return ", ".join(distinct) if isinstance(distinct[0], str) else distinct
 
 
+_ADVICE = "restore it, or delete it and repeat the command that trained the run, which writes it anew"
+
+
 def read_record(path: Path) -> Dict[str, Any]:
     """Read a record and check it.
 
@@ -93,7 +96,10 @@ def read_record(path: Path) -> Dict[str, Any]:
     UserError
         If it cannot be read, is not a record, or was changed since it was written; one line that names the file.
     """
-    record = read_json(path)
+    try:
+        record = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {_ADVICE}") from None
     check_record(record, str(path))
     return record
 
@@ -136,9 +142,7 @@ def check_record(record: Mapping[str, Any], source: str) -> Config:
         config = recorded_config(record["config"], "its configuration")
         _check_agreement(record, config)
     except (Wrong, UserError) as wrong:
-        raise UserError(
-            f"{source} is not the record of a run: {wrong}; restore it, or delete it and run it again"
-        ) from None
+        raise UserError(f"{source} is not the record of a run: {wrong}; {_ADVICE}") from None
     return config
 
 

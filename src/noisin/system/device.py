@@ -38,7 +38,7 @@ def find_device(name: str = "auto") -> mx.Context:
         return mx.cpu() if _why_unusable(0) else mx.gpu(0)
     match = re.fullmatch(r"gpu(?::(\d{1,3}))?", name)
     if not match:
-        raise UserError(f"device is '{name}': it must be cpu, gpu, gpu:N or auto")
+        raise UserError(f"--device {name} is unknown: it must be cpu, gpu, gpu:N or auto")
     index = int(match.group(1) or 0)
     problem = _why_unusable(index)
     if problem:

@@ -164,9 +164,9 @@ def read_json(path: Path) -> Dict[str, Any]:
     try:
         content = parse_json(read_regular(path, "a JSON object", MAX_JSON))
     except ValueError as error:
-        raise UserError(f'{path} is not JSON ({error}): an object is expected, as {{"hidden": 64}} is one') from None
+        raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f'{path} is not a JSON object, as {{"hidden": 64}} is one')
+        raise UserError(f"{path} is not a JSON object")
     return content
 
 

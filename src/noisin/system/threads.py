@@ -113,6 +113,11 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2))
 
 
+def most_threads() -> int:
+    """Return the number of threads above which a run would bring this machine down."""
+    return 4 * (os.cpu_count() or 1)
+
+
 def set_threads() -> None:
     """Let MXNet use every usable core and its threads wait briefly, unless the environment says otherwise.
 
@@ -123,11 +128,11 @@ def set_threads() -> None:
     ImportError
         If OMP_NUM_THREADS is invalid.
     """
-    given, most = os.environ.get("OMP_NUM_THREADS"), 4 * (os.cpu_count() or 1)
+    given, most = os.environ.get("OMP_NUM_THREADS"), most_threads()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if given:
-        if not re.fullmatch("[1-9][0-9]{0,4}", given) or int(given) > most:  # more bring a machine down
+        if not re.fullmatch("[1-9][0-9]{0,4}", given) or int(given) > most:
             raise ImportError(f"OMP_NUM_THREADS is '{given}': it must be a whole number from 1 to {most}")
         return
     if "mxnet" in sys.modules:  # it has already read the number
