@@ -133,7 +133,7 @@ def table(results: Mapping[str, Any], workload: str) -> pd.DataFrame:
             rate, low, high = (entry[key] for key in ("words_per_second", "min", "max"))
             row[f"{entry['dtype']}, words/s"] = f"{rate:,.0f} ({low:,.0f} to {high:,.0f})"
             row[f"{entry['dtype']}, MiB"] = f"{entry['peak_mib']:,.0f}"
-    return pd.DataFrame([rows[name] for name in NAMES if name in rows]).fillna("-")
+    return pd.DataFrame([rows[name] for name in NAMES if name in rows], dtype=object).fillna("-")
 
 
 def ratios(results: Mapping[str, Any], workload: str) -> pd.DataFrame:

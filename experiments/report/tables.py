@@ -123,7 +123,7 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
         columns.insert(columns.index("test limit") + 1, "test marginal")
     names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
     table = pd.DataFrame(shown, columns=names)
-    return table.astype({name: object for name in table if table[name].isna().all()}).fillna("-")
+    return table.astype(object).fillna("-")
 
 
 def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:

@@ -332,7 +332,7 @@ class Noise(HybridBlock):
     True
     >>> with autograd.train_mode():
     ...     noisy = noise(hidden)
-    >>> round(noisy.asnumpy().std(), 1), noise.gamma
+    >>> round(float(noisy.asnumpy().std()), 1), noise.gamma
     (0.5, 0.5)
     """
 

@@ -126,7 +126,7 @@ class Study:
             row = {"trial": str(trial.number), "valid": shown, "status": _STATUS[trial.state], "epochs": epochs}
             rows.append({**row, **self.space.described(self.space.config(trial.params))})
         columns = ["trial", "valid", "status", "epochs", "method", *(s.option for s in self.space.searched)]
-        table = pd.DataFrame(rows, columns=columns).fillna("")
+        table = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
         return table.loc[:, (table != "").any()]
 
     def importances(self) -> Dict[str, Dict[str, float]]:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         errors = {f"ECE, {name}": f"{100 * entry['calibration'][name].error:.1f} %" for name in entry["calibration"]}
         noise = {f"noise {spread:g}": f"{ppl:.1f}" for spread, ppl in entry["perplexities"].items()}
         rows.append({"run": entry["run"], "method": entry["method"].title, **noise, **errors})
-    print(pd.DataFrame(rows).fillna("-").to_string(index=False))
+    print(pd.DataFrame(rows, dtype=object).fillna("-").to_string(index=False))
     print(f"Written: {escape_unprintable(str(arguments.figure))}")
 
 

@@ -81,7 +81,7 @@ def _table(runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         row.update({f"test {name}": f"{test[key]:.2f}" for name, key in _OTHERS.items() if test.get(key)})
         row["time"] = str(timedelta(seconds=round(sum(entry["seconds"] for entry in record["epochs"]))))
         rows.append({column: escape_markdown(value) for column, value in row.items()})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, dtype=object)
     corpus = ["corpus"] if len(by_corpus(runs)) > 1 else []
     wanted = ["run", *corpus, "method", *map(flag, options), "status", "epoch", "best epoch", *_RESULTS]
     return table[[name for name in wanted if name in table]].fillna("-")

@@ -32,7 +32,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
     rows = [_row(path.parent, folder) for path in sorted(folder.rglob("config.json"))]
     if not rows:
         raise UserError(f"{folder} holds no run: noisin train makes one")
-    return pd.DataFrame(rows).fillna("-")
+    return pd.DataFrame(rows, dtype=object).fillna("-")
 
 
 def read_run(path: Path) -> Dict[str, Any]:

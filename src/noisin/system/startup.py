@@ -126,6 +126,9 @@ def refuse(error: ImportError) -> None:
 
 def prepare() -> None:
     """Prepare the process for MXNet, once, for `import noisin`."""
+    if _is_command():  # a host process decides these itself
+        interrupt_in_one_line()
+        keep_freed_memory()  # before there are threads, whose arenas would stay
     try:
         mxnet_import.check_installed()
         check_cluster_role()
@@ -138,7 +141,4 @@ def prepare() -> None:
             check_limits()
     except ImportError as error:
         refuse(error)
-    if _is_command():  # a host process decides these itself
-        interrupt_in_one_line()
-        keep_freed_memory()
     mxnet_import.prepare(refuse)
