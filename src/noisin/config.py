@@ -16,7 +16,7 @@ from noisin.cells import ACTIVATIONS, CELLS
 from noisin.data.corpus import OWN_VOCABULARY
 from noisin.data.published import NAMES, full_name
 from noisin.initializers import RECURRENT_INITS
-from noisin.methods import METHODS
+from noisin.methods import DROPOUT, METHODS, NOISIN, NOISIN_STAR, NONE
 from noisin.noise import FAMILIES, MODES, make_family
 from noisin.system.errors import UserError, escape_control, plural, short_repr
 
@@ -110,9 +110,9 @@ class Config:
         group="data",
     )
     method: str = option(
-        "none",
-        "regularisation method: dropout is variational dropout; noisin adds noise with a fixed gamma, 'noisin*' with a "
-        "learned gamma (quote the * in a shell); + combines two methods (paper: the first four)",
+        NONE.name,
+        f"regularisation method: {DROPOUT.name} is variational dropout; {NOISIN.name} adds noise with a fixed gamma, "
+        f"'{NOISIN_STAR.name}' with a learned gamma (quote the * in a shell); + combines two methods (paper: the first four)",
         choices=METHODS,
     )
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))

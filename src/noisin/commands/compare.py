@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from noisin.commands.options import PERPLEXITIES, PICTURES, check_output
+from noisin.commands.options import PERPLEXITIES, PICTURES, add_figure, check_output
 from noisin.runs.comparison import compare
 
 
@@ -16,13 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"that are still training are shown as far as they are.\n\n{PERPLEXITIES}"
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, made by noisin train")
-    parser.add_argument(
-        "--figure",
-        type=Path,
-        default=Path("comparison.png"),
-        metavar="FILE",
-        help="picture to write, .png or .svg; an existing one is replaced (default: comparison.png)",
-    )
+    add_figure(parser, "comparison.png")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -54,6 +54,17 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", help="run directory, made by noisin train")
 
 
+def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option for the picture that a command draws."""
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        default=Path(default),
+        metavar="FILE",
+        help=f"picture to write, .png or .svg; an existing one is replaced (default: {default})",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser, without: Collection[str] = (), searched: Collection[str] = ()) -> None:
     """Add an option for each field of `Config`, explained by its metadata.
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, Dict
 
 import pandas as pd
 
 from noisin import figures
-from noisin.commands.options import PICTURES, add_data_dir, add_device, best_model, check_output, config_corpus
+from noisin.commands.options import (
+    PICTURES,
+    add_data_dir,
+    add_device,
+    add_figure,
+    best_model,
+    check_output,
+    config_corpus,
+)
 from noisin.data.encoding import ordered_vocabulary
 from noisin.evaluation import Evaluator
 from noisin.methods import METHODS
@@ -29,13 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "error, is the mean distance between the probability of the likeliest next word and how often it comes."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories, made by noisin train")
-    parser.add_argument(
-        "--figure",
-        type=Path,
-        default=Path("robustness.png"),
-        metavar="FILE",
-        help="picture to write, .png or .svg; an existing one is replaced (default: robustness.png)",
-    )
+    add_figure(parser, "robustness.png")
     parser.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="split to evaluate (default: valid)"
     )
