@@ -112,7 +112,8 @@ class Config:
     method: str = option(
         NONE.name,
         f"regularisation method: {DROPOUT.name} is variational dropout; {NOISIN.name} adds noise with a fixed gamma, "
-        f"'{NOISIN_STAR.name}' with a learned gamma (quote the * in a shell); + combines two methods (paper: the first four)",
+        f"'{NOISIN_STAR.name}' with a learned gamma (quote the * in a shell); + combines two methods (paper: the first "
+        "four)",
         choices=METHODS,
     )
     cell: str = option("rnn", "recurrent cell (paper: rnn on PTB, lstm on WikiText-2)", choices=tuple(CELLS))
