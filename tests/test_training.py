@@ -312,7 +312,7 @@ def test_a_directory_of_the_format_before_is_one_line_that_says_what_to_do(tmp_p
     config = Config(**SMALL).to_dict()
     (tmp_path / "config.json").write_text(json.dumps({"config": config, "corpus_sha256": "0", "version": "0.1.0"}))
     (tmp_path / "epoch-0001.params").write_bytes(b"weights")
-    with pytest.raises(UserError, match="written by an older version of noisin.*give another --run-dir"):
+    with pytest.raises(UserError, match="written by an older version of noisin.*train again with another --run-dir"):
         run(Config(**SMALL), tmp_path, corpus)
 
 
