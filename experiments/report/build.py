@@ -194,13 +194,13 @@ def _draw(name: str, runs: Sequence[Run], compared_with: Sequence[Run], out: Pat
 
 def _ends(runs: Sequence[Run], key: str) -> str:
     """What the curves show, in words."""
-    said = [
-        f"{METHODS[run.config.method].title}, seed {run.config.seed}: lowest {number(min(values))}, at the end "
-        f"{number(values[-1])} after {plural(len(values), 'epoch')}."
-        for run in runs
-        for values in [[epoch[key] for epoch in run.epochs]]
-        if values
-    ]
+    said = []
+    for run in runs:
+        values, ends = [epoch[key] for epoch in run.epochs], "no epoch was finished"
+        if values:
+            lowest, last = number(min(values)), number(values[-1])
+            ends = f"lowest {lowest}, at the end {last} after {plural(len(values), 'epoch')}"
+        said.append(f"{METHODS[run.config.method].title}, seed {run.config.seed}: {ends}.")
     return " ".join(said)
 
 

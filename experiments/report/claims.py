@@ -45,6 +45,7 @@ ROUNDS = 7  # of a measurement: if luck alone decided each, all or all but one w
 APART = 4.0  # times: of equal methods with three seeds each, one pair in eight has deviations further apart
 
 Evidence = Tuple[Union[str, Mention], ...]
+Deviations = Mapping[str, Optional[float]]  # by method; None where nothing is known
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
     found: List[Judgement] = []
     for claim in RIVALS:
         of_cases = [_beats(claim, TABLE2, case, runs, deviations) for case in TABLE2.cases]
-        found += _beats_throughout(claim, TABLE2, of_cases, deviations)
+        found += _beats_throughout(claim, TABLE2, of_cases)
         for judgements in of_cases:
             found += judgements
         for experiment, case in settings[len(of_cases) :]:
@@ -111,16 +112,26 @@ def _settings() -> List[Tuple[Experiment, Case]]:
     return [(experiment, case) for experiment in (TABLE2, IDENTITY, TABLE3, ZAREMBA) for case in experiment.cases]
 
 
-def seed_deviations(runs: Sequence[Run]) -> Dict[str, Optional[float]]:
-    """Standard deviation over seeds of the logarithm of perplexity: on the test by each estimator, and 'validation'.
+def seed_deviations(runs: Sequence[Run]) -> Dict[str, Deviations]:
+    """Standard deviation of each method over seeds, of the logarithm of perplexity: on the test by each estimator, and
+    'validation'.
 
-    Pooled over every variant that has several seeds, for one alone says little; it stands for those with one seed too.
-    None where no variant has several.
+    Pooled over all variants of the method that have several seeds, for one alone says little; it stands for those with
+    one seed too. A method without such a variant has the deviation that is pooled over all methods.
     """
-    judged = list(dict.fromkeys(run for setting in _settings() for run in candidates(*setting, runs)))
-    of_test = {estimator: [score.tests(estimator) for score in scores(judged)] for estimator in ESTIMATORS}
-    of_all = {**of_test, "validation": [score.by_seed(lambda run: run.valid) for score in scores(judged)]}
-    return {name: _pooled([list(map(math.log, values)) for values in found]) for name, found in of_all.items()}
+    judged = scores(list(dict.fromkeys(run for setting in _settings() for run in candidates(*setting, runs))))
+    values = {name: [score.tests(name) for score in judged] for name in ESTIMATORS}
+    values["validation"] = [score.by_seed(lambda run: run.valid) for score in judged]
+    return {name: _pooled_by_method(judged, found) for name, found in values.items()}
+
+
+def _pooled_by_method(found: Sequence[Score], values: Sequence[Sequence[float]]) -> Deviations:
+    logs = [list(map(math.log, of_score)) for of_score in values]
+    of_all = _pooled(logs)
+    own = {
+        method: _pooled([one for score, one in zip(found, logs) if score.config.method == method]) for method in METHODS
+    }
+    return {method: of_all if deviation is None else deviation for method, deviation in own.items()}
 
 
 def _pooled(found: Sequence[Sequence[float]]) -> Optional[float]:
@@ -136,7 +147,7 @@ def title_of(experiment: Experiment, case: Case) -> str:
 
 
 def _beats(
-    claim: str, experiment: Experiment, case: Case, runs: Sequence[Run], deviations: Mapping[str, Optional[float]]
+    claim: str, experiment: Experiment, case: Case, runs: Sequence[Run], deviations: Mapping[str, Deviations]
 ) -> List[Judgement]:
     """Whether the better of NOISIN and NOISIN* has the lower test perplexity; by each estimator.
 
@@ -155,36 +166,36 @@ def _beats(
     return judgements
 
 
-def lower(ours: Score, other: Score, estimator: str, deviation: Optional[float]) -> str:
+def lower(ours: Score, other: Score, estimator: str, deviations: Deviations) -> str:
     """Whether one score is below another, by more than two standard errors of their difference.
 
     Parameters
     ----------
     ours, other : Score
     estimator : str
-        'clean' or 'averaged'.
-    deviation : float or None
-        As `seed_deviations` says; without one luck could explain any difference but that to a diverged run.
+        'clean' or 'limit'.
+    deviations : mapping
+        As `seed_deviations` has them for the estimator. Where they are None, luck could explain any difference but that
+        to a diverged run.
     """
     mine, theirs = math.log(ours.test(estimator)), math.log(other.test(estimator))
     if mine == theirs:
         return UNDECIDED
-    margin = math.inf if deviation is None else margin_of(deviation, ours.seeds, other.seeds)
-    if math.isfinite(mine - theirs) and abs(mine - theirs) <= margin:
+    if math.isfinite(mine - theirs) and abs(mine - theirs) <= margin_of(deviations, ours, other):
         return UNDECIDED
     return HOLDS if mine < theirs else FAILS
 
 
-def margin_of(deviation: float, *seeds: int) -> float:
-    """Two standard errors of the difference between means over so many seeds each."""
-    return 2 * deviation * math.sqrt(sum(1 / count for count in seeds))
+def margin_of(deviations: Deviations, *compared: Score) -> float:
+    """Two standard errors of the difference between the means of two scores; infinite where a deviation is unknown."""
+    found = [(deviations[score.config.method], score.seeds) for score in compared]
+    return 2 * math.sqrt(sum(math.inf if one is None else one**2 / seeds for one, seeds in found))
 
 
 def _beats_throughout(
     claim: str,
     experiment: Experiment,
     of_cases: Sequence[Sequence[Judgement]],
-    deviations: Mapping[str, Optional[float]],
 ) -> List[Judgement]:
     """The claim on all cases of an experiment together, from what was judged in each of them."""
     setting = f"{experiment.short_title}: all {len(experiment.cases)} cases"
@@ -194,11 +205,8 @@ def _beats_throughout(
     for estimator in ESTIMATORS:
         by_measure = [{judgement.measure: judgement.verdict for judgement in judgements} for judgements in of_cases]
         verdicts = [verdicts.get(f"test, {estimator}", MISSING) for verdicts in by_measure]
-        deviation, said = deviations[estimator], counted(verdicts)
-        if deviation is not None:
-            said += f"; of one seed each, a difference counts from {100 * margin_of(deviation, 1, 1):.1f} % on"
         verdict, measure = _throughout(claim, verdicts), f"cases, {estimator}"
-        found.append(Judgement(claim, setting, measure, verdict, (said,), published))
+        found.append(Judgement(claim, setting, measure, verdict, (counted(verdicts),), published))
     return found
 
 
@@ -380,9 +388,7 @@ def _nearly_always(passed: Sequence[bool]) -> str:
     return HOLDS if sum(passed) > 1 else FAILS
 
 
-def _small_gain(
-    experiment: Experiment, runs: Sequence[Run], deviations: Mapping[str, Optional[float]]
-) -> List[Judgement]:
+def _small_gain(experiment: Experiment, runs: Sequence[Run], deviations: Mapping[str, Deviations]) -> List[Judgement]:
     """Whether NOISIN*, which the paper used there, is below None, and not by much."""
     (case,) = experiment.cases
     setting, paper = title_of(experiment, case), case.paper
@@ -394,13 +400,12 @@ def _small_gain(
         return [_missing("f", setting, {"NOISIN*": ours, "None": none}, published)]
     judgements = []
     for estimator in ESTIMATORS:
-        deviation = deviations[estimator]
-        verdict, said = lower(ours, none, estimator, deviation), "no gain to measure"
+        verdict, said = lower(ours, none, estimator, deviations[estimator]), "no gain to measure"
         if math.isfinite(ours.test(estimator)) and math.isfinite(none.test(estimator)):
             gain = 1 - ours.test(estimator) / none.test(estimator)
             said = f"gain {100 * gain:+.2f} %"
-            if verdict == HOLDS and gain > SMALL and deviation is not None:
-                clear = gain > SMALL + margin_of(deviation, ours.seeds, none.seeds)
+            if verdict == HOLDS and gain > SMALL:
+                clear = gain > SMALL + margin_of(deviations[estimator], ours, none)
                 verdict, said = (FAILS, f"{said}, not small") if clear else (UNDECIDED, f"{said}, small or not")
         evidence = (f"{said}: ", *_against(ours, none, estimator))
         judgements.append(Judgement("f", setting, f"test, {estimator}", verdict, evidence, published))
