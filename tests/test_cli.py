@@ -613,11 +613,14 @@ def test_a_closed_pipe_ends_a_command_quietly_with_the_status_that_other_command
     assert (result.returncode, result.stderr) == (141, "")  # not 0: a training that it ends has not finished
 
 
-@pytest.mark.parametrize("module, arguments", [("noisin", ["data", "synthetic"]), ("experiments", ["report", "--out"])])
+@pytest.mark.parametrize("module, arguments", [("noisin", ["data", "synthetic"]), ("experiments", ["report"])])
 def test_a_full_disk_behind_the_output_is_one_line(tmp_path, module, arguments):
-    out = [str(tmp_path)] if module == "experiments" else []
+    if module == "experiments":
+        (tmp_path / "run").mkdir()
+        shutil.copy(next(ROOT.glob("experiments/results/figure2/*.json")), tmp_path / "run" / "record.json")
+        arguments = [*arguments, "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", module, *arguments, *out]
+        command = [sys.executable, "-m", module, *arguments]
         result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (
         2,

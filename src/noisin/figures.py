@@ -130,12 +130,13 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
     matplotlib.figure.Figure
     """
     figure, axes = _single()
+    variants = _variants(records)
     for index, record in enumerate(record for record in _by_method(records) if record["epochs"]):
         epochs = [entry["epoch"] for entry in record["epochs"]]
         layers = len(record["epochs"][0]["gamma"])
         for layer in range(layers):
             style: Dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[layer % len(DASHES)]}
-            label = _label(record, records, records) + (f", layer {layer + 1}" if layers > 1 else "")
+            label = _label(record, variants, records) + (f", layer {layer + 1}" if layers > 1 else "")
             values = [entry["gamma"][layer] for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
     for bound in sorted({record["config"]["lower_bound"] for record in records}):
@@ -191,9 +192,10 @@ def _curves_by_method(
     """
     ordered, every = _by_method(records), compared_with or records
     among = records if seeds and len(records) <= CROWD else ()
-    labels = [_label(record, every, among) for record in ordered]
+    variants = _variants(every)
+    labels = [_label(record, variants, among) for record in ordered]
     return [
-        _Curve(record, label, _look(record, every), labels[:index].count(label), labels.count(label))
+        _Curve(record, label, _look(record, variants), labels[:index].count(label), labels.count(label))
         for index, (record, label) in enumerate(zip(ordered, labels))
     ]
 
@@ -358,15 +360,20 @@ def _variant(record: Mapping[str, Any]) -> str:
     return METHODS[record["method"]].described(recorded_config(record["config"]))
 
 
-def _look(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
-    """Return the style of a run's curve: its method's, in a shade for its options among all of these runs."""
-    shade = SHADES[_variants(record, records).index(_variant(record)) % len(SHADES)]
+def _variants(records: Sequence[Mapping[str, Any]]) -> Dict[str, List[str]]:
+    """Return by method the variants in these runs, each once, in order."""
+    found: Dict[str, List[str]] = {}
+    for record in _by_method(records):
+        of_method, variant = found.setdefault(record["method"], []), _variant(record)
+        if variant not in of_method:
+            of_method.append(variant)
+    return found
+
+
+def _look(record: Mapping[str, Any], variants: Mapping[str, Sequence[str]]) -> Dict[str, Any]:
+    """Return the style of a run's curve: its method's, in a shade for its options among these variants."""
+    shade = SHADES[variants[record["method"]].index(_variant(record)) % len(SHADES)]
     return {**METHODS[record["method"]].style, "markersize": 3.5, **shade}
-
-
-def _variants(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> List[str]:
-    """Return the variants of the record's method in these runs, each once, in order."""
-    return list(dict.fromkeys(_variant(twin) for twin in _by_method(records) if twin["method"] == record["method"]))
 
 
 def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
@@ -383,10 +390,10 @@ def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
         axes.plot(record["best_epoch"], record["valid_ppl"], "*", markersize=12 if curve.of == 1 else 7, **star)
 
 
-def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], among: Sequence[Mapping[str, Any]]) -> str:
+def _label(record: Mapping[str, Any], variants: Mapping[str, Sequence[str]], among: Sequence[Mapping[str, Any]]) -> str:
     """Return what distinguishes a run: its method, gamma or rates, and its seed and dtype where they differ `among`."""
     label = METHODS[record["method"]].title
-    if len(_variants(record, records)) > 1:
+    if len(variants[record["method"]]) > 1:
         label += f" {_variant(record)}"
     twins = [other for other in among if other["method"] == record["method"]]
     if len({other["seed"] for other in twins}) > 1:

@@ -503,7 +503,7 @@ def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path):
-    arguments = ("demo", "--methods", "none")
+    arguments = ("demo", "--methods", "none", "--epochs", "8")
     process = command(*arguments, cwd=tmp_path)
     while not list(tmp_path.glob("runs/demo/*/state.json")):
         time.sleep(0.05)
@@ -517,7 +517,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     again = command(*arguments, cwd=tmp_path)
     output, errors = again.communicate(timeout=200)
     assert again.returncode == 0, errors
-    assert "going on after epoch" in output and "| 30 |" not in output
+    assert "going on after epoch" in output
     assert len(list(tmp_path.glob("runs/demo/records/*.json"))) == 1
 
 

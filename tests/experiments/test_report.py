@@ -74,7 +74,7 @@ def record_of(config, clean=100.0, averaged=None, valid=None, best=2, **changes)
 
 def put(folder, *records):
     """Seal and file the records, and load them as the report does."""
-    (folder / "made-up").mkdir(exist_ok=True)
+    (folder / "made-up").mkdir(parents=True, exist_ok=True)
     for index, record in enumerate(records):
         write_json(folder / "made-up" / f"{index}.json", seal(record))
     return load_runs(folder)
@@ -403,12 +403,14 @@ def test_a_file_name_that_is_no_anchor_makes_one(tmp_path):
     assert len(set(anchors)) == 4 and all(re.fullmatch(r"[A-Za-z0-9-]+", anchor) for anchor in anchors)
 
 
-def test_the_same_records_make_the_same_files(tmp_path, committed):
-    out, _ = committed
-    write_report(tmp_path)
-    names = {path.name for path in out.iterdir()}
-    assert names == {path.name for path in tmp_path.iterdir()} and "figure2-gamma.svg" in names
-    assert [name for name in names if (out / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+def test_the_same_records_make_the_same_files(tmp_path):
+    put(tmp_path / "records", record_of(NONE), record_of(NOISIN), record_of(LEARNED))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out in (first, second):
+        write_report(out, tmp_path / "records", tmp_path / "none.json")
+    names = {path.name for path in first.iterdir()}
+    assert names == {path.name for path in second.iterdir()} and "figure2-gamma.svg" in names
+    assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
 
 
 # ---- the choice ----------------------------------------------------------------------------------------------------
