@@ -17,7 +17,7 @@ from experiments.catalogue import EXPERIMENTS, Case, Experiment
 from experiments.records import RESULTS, floor_of, with_defaults
 from experiments.report.claims import MISSING, UNMEASURED, Judgement, judge
 from experiments.report.page import Compared, Overview, Picture, Section, Speed, page
-from experiments.report.runs import ESTIMATORS, OWN, Run, in_case, load_runs, number, runs_of, runs_of_case
+from experiments.report.runs import ESTIMATORS, OWN, Run, chosen_runs, load_runs, number, runs_of, runs_of_case
 from experiments.report.tables import (
     Line,
     claims_frame,
@@ -114,10 +114,10 @@ def _compared(runs: Sequence[Run], out: Path) -> List[Compared]:
 
 def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
     """Write an experiment's tables and figures, and keep them for the page."""
-    found = lines(experiment, runs_of(experiment, runs))
+    found = lines(experiment, runs)
     title = experiment.title + ("; ours beside the published" if experiment.published else "")
     files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
-    overview = _overview(experiment, runs_of(experiment, runs), out) if experiment.summarised else None
+    overview = _overview(experiment, runs, out) if experiment.summarised else None
     drawn = []
     for index, case in enumerate(experiment.cases, 1):
         of_case = runs_of_case(experiment, case, runs)
@@ -125,7 +125,7 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
             name = experiment.name + (f"-case{index}" if len(experiment.cases) > 1 else "")
             drawn.append((case.title, _draw(name, of_case, runs_of(experiment, runs), out)))
     if experiment.published:
-        drawn.insert(0, ("", [_draw_against_paper(experiment, found, out)]))
+        drawn.insert(0, ("", [_draw_against_paper(experiment, runs, out)]))
     return Section(experiment, found, files, drawn, overview)
 
 
@@ -149,7 +149,7 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
 
 
 def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
-    """Draw the test perplexities of an experiment's runs beside the paper's, for one that has such numbers."""
+    """Draw the test perplexities of each method's best variant beside the paper's, where there are such numbers."""
     panels = {
         case.title: [
             {
@@ -157,8 +157,7 @@ def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
                 "paper": case.paper.get(method),
                 "runs": [
                     {estimator: run.test(estimator) for estimator in ESTIMATORS}
-                    for run in in_case(case, runs)
-                    if run.config.method == method
+                    for run in chosen_runs(experiment, case, runs, method)
                 ],
             }
             for method in experiment.methods
@@ -168,10 +167,10 @@ def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
     return figures.against_paper(panels, experiment.title)
 
 
-def _draw_against_paper(experiment: Experiment, found: Sequence[Line], out: Path) -> Picture:
+def _draw_against_paper(experiment: Experiment, runs: Sequence[Run], out: Path) -> Picture:
     """Write the picture of an experiment's test perplexities and the published ones."""
     path = out / f"{experiment.name}-against-paper.svg"
-    figures.save(draw_against_paper(experiment, [line.run for line in found if line.run]), path)
+    figures.save(draw_against_paper(experiment, runs), path)
     return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
 
 

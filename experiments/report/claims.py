@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from benchmarks.report import TITLES, relative_rates
-from experiments.catalogue import FIGURE2, IDENTITY, TABLE2, TABLE3, ZAREMBA, Case, Experiment
+from experiments.catalogue import FIGURE2, TABLE2, TABLE3, ZAREMBA, Case, Experiment
 from experiments.report.runs import (
     ESTIMATORS,
     Mention,
@@ -109,7 +109,7 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
 
 
 def _settings() -> List[Tuple[Experiment, Case]]:
-    return [(experiment, case) for experiment in (TABLE2, IDENTITY, TABLE3, ZAREMBA) for case in experiment.cases]
+    return [(experiment, case) for experiment in (TABLE2, TABLE3, ZAREMBA) for case in experiment.cases]
 
 
 def seed_deviations(runs: Sequence[Run]) -> Dict[str, Deviations]:

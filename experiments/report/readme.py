@@ -13,8 +13,16 @@ from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
 from experiments.records import RESULTS, draw
 from experiments.report.build import draw_against_paper
 from experiments.report.claims import FAILS, HOLDS, RIVALS, UNDECIDED, judge, seed_deviations, title_of
-from experiments.report.runs import Run, choose, in_case, load_runs, network_of, number, runs_of
-from experiments.report.tables import NOT_RUN, frame, lines, markdown_safe, summary_frame, verdicts_frame
+from experiments.report.runs import Run, candidates, choose, load_runs, network_of, number, runs_of
+from experiments.report.tables import (
+    NOT_RUN,
+    choices_frame,
+    frame,
+    lines,
+    markdown_safe,
+    summary_frame,
+    verdicts_frame,
+)
 from noisin.figures import save
 from noisin.methods import METHODS
 from noisin.system.errors import UserError
@@ -28,12 +36,11 @@ def glance_section() -> str:
     """One row for each setting of the paper's two tables, one column a method: averaged (limit), and the paper's."""
     rows, runs = [], load_runs()
     for experiment in (TABLE2, TABLE3):
-        own = runs_of(experiment, runs)
         for case in experiment.cases:
             network = next(network_of(config) for config in experiment.configs() if case.covers(config))
             row = {"setting": f"{experiment.short_title}: {network}"}
             for name in experiment.methods:
-                score, published = choose(in_case(case, own), name), case.paper.get(name)
+                score, published = choose(candidates(experiment, case, runs), name), case.paper.get(name)
                 shown = NOT_RUN if score is None else score.mean("limit")
                 row[METHODS[name].title] = shown + ("" if published is None else f" ({number(published)})")
             rows.append(row)
@@ -43,9 +50,11 @@ def glance_section() -> str:
 def results_section() -> str:
     """Every experiment that has records, those with published numbers first, the others folded; and the claims."""
     runs = load_runs()
-    found = [(experiment, runs_of(experiment, runs)) for experiment in EXPERIMENTS.values()]
-    parts = [_beside_paper(experiment, own) for experiment, own in found if own and experiment.published]
-    parts += [_by_itself(experiment, own) for experiment, own in found if own and not experiment.published]
+    found = [experiment for experiment in EXPERIMENTS.values() if runs_of(experiment, runs)]
+    searches = [search for experiment in found for search in experiment.searches]
+    shown = [experiment for experiment in found if experiment.published and experiment not in searches]
+    parts = [_beside_paper(experiment, runs) for experiment in shown]
+    parts += [_by_itself(experiment, runs) for experiment in found if experiment not in shown]
     verdicts = verdicts_frame(judge(runs, report.read_results(report.HERE / "results.json")))
     parts += [
         "**The paper's claims: in how many settings each holds**",
@@ -80,9 +89,10 @@ def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:
     """Our numbers and the published ones; where there are several cases the table of every run is folded."""
     table = _every_run(experiment, runs)
     if experiment.summarised:
-        table = (
-            f"{markdown(summary_frame(experiment, runs))}\n\n{_folded(f'{experiment.short_title}: every run', table)}"
-        )
+        parts = [markdown(markdown_safe(summary_frame(experiment, runs)))]
+        if experiment.searches:
+            parts += ["What validation chose:", markdown(markdown_safe(choices_frame(experiment, runs)))]
+        table = "\n\n".join([*parts, _folded(f"{experiment.short_title}: every run", table)])
     picture = f"![{experiment.title}: test perplexity, ours and the published]({_folder(experiment)}/against-paper.png)"
     return "\n\n".join([f"**{experiment.title}**", table, picture, _curves(experiment)])
 
@@ -157,7 +167,7 @@ def update_pages() -> None:
         if own:
             save(draw(experiment, [run.record for run in own]), RESULTS / experiment.name / "curves.png")
         if own and experiment.published:
-            save(draw_against_paper(experiment, own), RESULTS / experiment.name / "against-paper.png")
+            save(draw_against_paper(experiment, runs), RESULTS / experiment.name / "against-paper.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     for name, (path, section) in SECTIONS.items():
         before, _, after = split_page(name)

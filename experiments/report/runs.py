@@ -164,6 +164,12 @@ def candidates(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[
     return list(dict.fromkeys(found))
 
 
+def chosen_runs(experiment: Experiment, case: Case, runs: Sequence[Run], method: str) -> Tuple[Run, ...]:
+    """Those that stand for a method in one case of an experiment: its variant that validates best."""
+    score = choose(candidates(experiment, case, runs), method)
+    return () if score is None else score.runs
+
+
 def in_case(case: Case, runs: Sequence[Run]) -> List[Run]:
     """Those of these runs of an experiment that are of one case."""
     return [run for run in runs if case.covers(run.config)]

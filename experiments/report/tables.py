@@ -11,9 +11,20 @@ import pandas as pd
 
 from experiments.catalogue import Case, Experiment
 from experiments.report.claims import CLAIMS, Evidence, Judgement, counted, plain
-from experiments.report.runs import ESTIMATORS, Mention, Run, Score, choose, in_case, number, variant_of
+from experiments.report.runs import (
+    ESTIMATORS,
+    Mention,
+    Run,
+    Score,
+    candidates,
+    choose,
+    number,
+    runs_of_case,
+    variant_of,
+)
 from noisin.config import Config
 from noisin.methods import METHODS
+from noisin.system.errors import plural
 from noisin.tables import escape_markdown
 
 NOT_RUN = "not run yet"
@@ -29,7 +40,7 @@ class Line:
     method : str
     run : Run or None
     chosen : bool
-        Whether its variant of the method has the lowest validation perplexity.
+        Whether its variant has the lowest validation perplexity of the method's, those of the searches included.
     rivals : bool
         Whether there are several to choose from.
     final : bool
@@ -48,16 +59,17 @@ class Line:
 
 
 def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List[Line]:
-    """These runs of an experiment, narrowed as they were, by case and method; a variant without one has a line too."""
+    """The runs of an experiment, narrowed as they were, by case and method; a variant without one has a line too."""
     found = []
     for case in experiment.cases:
-        of_case = in_case(case, runs)
+        of_case, compared = runs_of_case(experiment, case, runs), candidates(experiment, case, runs)
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
-            best, have = choose(of_method, method), {run.variant for run in of_method}
+            best, have = choose(compared, method), {run.variant for run in of_method}
             declared = [config for config in experiment.configs([method], **narrowing) if case.covers(config)]
             missing = [config for config in declared if variant_of(config) not in have]
-            rivals = len(have | set(map(variant_of, declared))) > 1
+            known = {run.variant for run in compared if run.config.method == method}
+            rivals = len(known | set(map(variant_of, declared))) > 1
             of_variants = [
                 Line(case, method, run, best is not None and run in best.runs, rivals, not missing, run.config)
                 for run in of_method
@@ -127,12 +139,12 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
 
 
 def summary(experiment: Experiment, runs: Sequence[Run]) -> List[Tuple[Case, Dict[str, Evidence]]]:
-    """For each case what each method reaches, as 'clean / limit (published)': means over seeds."""
+    """For each case what each method reaches, as 'clean / limit (published)': means over seeds of its best variant."""
     found = []
     for case in experiment.cases:
         reached: Dict[str, Evidence] = {}
         for method in experiment.methods:
-            score, published = choose(in_case(case, runs), method), case.paper.get(method)
+            score, published = choose(candidates(experiment, case, runs), method), case.paper.get(method)
             beside = () if published is None else (f" ({number(published)})",)
             reached[METHODS[method].title] = (*((NOT_RUN,) if score is None else _both(score)), *beside)
         found.append((case, reached))
@@ -158,6 +170,23 @@ def summary_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
         for case, reached in summary(experiment, runs)
     ]
     return pd.DataFrame(rows)
+
+
+def choices_frame(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """What validation chose: a row for each case and a column for each method."""
+    rows = []
+    for case in experiment.cases:
+        row = {name: str(value) for name, value in case.options.items()}
+        for method in experiment.methods:
+            score = choose(candidates(experiment, case, runs), method)
+            row[METHODS[method].title] = NOT_RUN if score is None else _choices(score)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _choices(score: Score) -> str:
+    described = METHODS[score.config.method].described(score.config)
+    return "; ".join(filter(None, (score.config.recurrent_init, described, plural(score.seeds, "seed"))))
 
 
 def exact(found: Sequence[Line]) -> pd.DataFrame:
