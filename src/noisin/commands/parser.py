@@ -36,8 +36,10 @@ def run_command(program: str, work: Callable[[], Optional[int]], again: str) -> 
         The exit status: that of the work, 2 for a user's mistake, 130 for an interruption, 141 where the reader of the
         output has gone.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have what the output's encoding has not
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name may have what the output's encoding has not. In a file too, a line is there once it is printed, and
+        # before what stderr says next.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         status = work() or 0
         if sys.stdout is not None:  # which the caller may have closed
