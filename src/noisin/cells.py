@@ -19,6 +19,7 @@ from mxnet.gluon.rnn.rnn_cell import HybridRecurrentCell, _format_sequence, _get
 
 from noisin.graphs import Tensor, block_parameters
 from noisin.initializers import RecurrentInit
+from noisin.native.lstm import has_operator, lstm_step
 from noisin.system.errors import plural
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
@@ -372,6 +373,10 @@ class LSTMCell(ProjectedCell, rnn.LSTMCell):
         self, F: ModuleType, projected: Tensor, previous: Tensor, states: States, h2h_weight: Tensor, h2h_bias: Tensor
     ) -> Tuple[Tensor, States]:
         recurrent = F.FullyConnected(previous, h2h_weight, h2h_bias, num_hidden=4 * self._hidden_size)
+        usual = (self._recurrent_activation, self._activation) == ("sigmoid", "tanh")
+        if usual and has_operator(F, self.h2h_weight):
+            hidden, memory = lstm_step(projected, recurrent, states[1])
+            return hidden, [memory]
         update, forget, candidate, output = _split_gates(F, projected + recurrent, 4)
         update, forget, output = (
             self._get_activation(F, gate, self._recurrent_activation) for gate in (update, forget, output)

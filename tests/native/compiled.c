@@ -11,6 +11,14 @@ void noisin_cross_entropy(void *, void *);
 void noisin_adam(void *, void *);
 void noisin_sgd(void *, void *);
 
+/* As mxnet/lib_api.h declares them, as far as they are used here. */
+typedef void step(void);
+void _opRegGet(int, const char **, int *, const char ***, step ***, int *, const char ***, step ***, int *,
+               const char ***, void **, int *, void **, void **, void **, void **, void **);
+int _opCallFCompute(step *, const char *const *, const char *const *, int, const int64_t **, int *, void **, int *,
+                    size_t *, const char **, int *, int, const int64_t **, int *, void **, int *, size_t *,
+                    const char **, int *, int);
+
 static void print(const char *name, const float *values, int64_t count, int64_t step) {
     for (int64_t i = 0; i < count; i += step)
         printf("%s %a\n", name, values[i]);
@@ -51,6 +59,33 @@ static void cross_entropy(int64_t half) {
         print("gradient", logits, ROWS * SIZE, 1);
 }
 
+/* Forward and backward of the LSTM's step. */
+static void lstm(void) {
+    enum { UNITS = 37 };
+    const char *name, **devices;
+    int number;
+    step **forward, **backward;
+    void *unused;
+    int64_t wide[] = {ROWS, 4 * UNITS}, narrow[] = {ROWS, UNITS};
+    const int64_t *inputs[] = {wide, wide, narrow}, *outputs[] = {narrow, narrow};
+    void *read[7], *gradients[3]; /* the outputs' gradients, the inputs and the outputs, as the backward pass reads them */
+    _opRegGet(0, &name, &number, &devices, &forward, &number, &devices, &backward, &number, &devices, &unused, &number,
+              &unused, &unused, &unused, &unused, &unused);
+    for (int i = 0; i < 7; i++)
+        read[i] = draws(4 * ROWS * UNITS, 10 + (uint32_t)i);
+    for (int i = 0; i < 3; i++)
+        gradients[i] = draws(4 * ROWS * UNITS, 20);
+    _opCallFCompute(*forward, NULL, NULL, 0, inputs, NULL, read + 2, NULL, NULL, NULL, NULL, 3, outputs, NULL, read + 5,
+                    NULL, NULL, NULL, NULL, 2);
+    _opCallFCompute(*backward, NULL, NULL, 0, NULL, NULL, read, NULL, NULL, NULL, NULL, 7, inputs, NULL, gradients,
+                    NULL, NULL, NULL, NULL, 3);
+    print("lstm_hidden", read[5], ROWS * UNITS, 1);
+    print("lstm_memory", read[6], ROWS * UNITS, 1);
+    print("lstm_projected_gradient", gradients[0], 4 * ROWS * UNITS, 1);
+    print("lstm_recurrent_gradient", gradients[1], 4 * ROWS * UNITS, 1);
+    print("lstm_memory_gradient", gradients[2], ROWS * UNITS, 1);
+}
+
 int main(void) {
     float *normals = malloc(sizeof(float) * COUNT);
     float *weight = draws(COUNT, 3), *mean = draws(COUNT, 4), *variance = draws(COUNT, 5), *gradient = draws(COUNT, 6);
@@ -77,5 +112,6 @@ int main(void) {
     print("adam_weight", weight, COUNT, 7);
     noisin_sgd(NULL, &sgd);
     print("sgd_weight", weight, COUNT, 7);
+    lstm();
     return 0;
 }

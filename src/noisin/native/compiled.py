@@ -12,6 +12,8 @@ from mxnet.base import _LIB, check_call
 from noisin.system.startup import compiled_part
 
 ARRAY, NUMBER = ctypes.c_void_p, ctypes.c_int64
+# With a GPU build, a tensor may lie on the GPU, and a traced graph does not know where.
+GPU_BUILD = mx.runtime.Features().is_enabled("CUDA")
 
 
 def function(part: str, name: str, arguments: Sequence[type] = (ARRAY, ARRAY)) -> Callable[..., None]:

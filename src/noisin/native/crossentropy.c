@@ -9,23 +9,6 @@
 
 #include "vector.h"
 
-/* exp(x) for x <= 0, to a relative error of 2e-7: 2^n times a polynomial, n the nearest whole number to x / log 2. */
-static inline float exponential(float x) {
-    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits */
-    float t = x * 1.44269504f;
-    t = t < -126.0f ? -126.0f : t; /* NaN stays */
-    float shifted = t + shift;
-    float f = (t - (shifted - shift)) * 0.69314718f;
-    float p = 1.0f / 720;
-    p = p * f + 1.0f / 120;
-    p = p * f + 1.0f / 24;
-    p = p * f + 1.0f / 6;
-    p = p * f + 0.5f;
-    p = p * f + 1.0f;
-    p = p * f + 1.0f;
-    return p * from_bits((to_bits(shifted) + 127) << 23);
-}
-
 /* To the nearest bfloat16, to the even one of two that are as near; NaN stays NaN. */
 static inline uint16_t to_bfloat16(float value) {
     uint32_t bits = to_bits(value);

@@ -11,7 +11,7 @@ import numpy as np
 
 from noisin.graphs import Tensor, purpose
 from noisin.native import compiled
-from noisin.native.compiled import ARRAY, NUMBER
+from noisin.native.compiled import ARRAY, GPU_BUILD, NUMBER
 
 Arrays = Sequence[mx.nd.NDArray]
 Shapes = List[List[int]]
@@ -35,7 +35,7 @@ def normal_like(F: ModuleType, like: Tensor) -> Tensor:
     NDArray or Symbol
         Of the shape and type of `like`; drawn as float32.
     """
-    if _GPU_BUILD or (F is mx.sym and purpose() != "training"):
+    if GPU_BUILD or (F is mx.sym and purpose() != "training"):
         return F.random.normal_like(like)
     key = F.random.uniform(shape=(4,))
     # The gradient is blocked before the operator, so that a backward pass does not reach the operator.
@@ -110,5 +110,3 @@ class _NormalsOperator(mx.operator.CustomOpProp):
 
 
 _FILL = compiled.function("_normals", "noisin_normals", [ARRAY, NUMBER, ctypes.c_uint32, ctypes.c_uint32])
-# With a GPU build, a tensor may lie on the GPU, and a traced graph does not know where.
-_GPU_BUILD = mx.runtime.Features().is_enabled("CUDA")

@@ -24,4 +24,21 @@ static inline uint32_t to_bits(float value) {
     return bits;
 }
 
+/* exp(x) for x <= 0, to a relative error of 2e-7: 2^n times a polynomial, n the nearest whole number to x / log 2. */
+static inline float exponential(float x) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits */
+    float t = x * 1.44269504f;
+    t = t < -126.0f ? -126.0f : t; /* NaN stays */
+    float shifted = t + shift;
+    float f = (t - (shifted - shift)) * 0.69314718f;
+    float p = 1.0f / 720;
+    p = p * f + 1.0f / 120;
+    p = p * f + 1.0f / 24;
+    p = p * f + 1.0f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return p * from_bits((to_bits(shifted) + 127) << 23);
+}
+
 #endif

@@ -16,7 +16,7 @@ from noisin.system.cuda import load_cuda_libraries
 from noisin.system.threads import leave_threads_to_the_engine, set_threads, threads
 
 COMMANDS = ("noisin", "experiments", "benchmarks")
-COMPILED_PARTS = ("_crossentropy", "_normals", "_updates")
+COMPILED_PARTS = ("_crossentropy", "_lstm", "_normals", "_updates")
 
 ADDRESS_SPACE = 1 << 30  # bytes; below 600 MB MXNet was seen to crash or to wait for ever
 ENGINE_THREADS = 16  # more than MXNet starts besides those it computes with; 6 were seen
