@@ -51,9 +51,8 @@ def jax_noise(workload: Workload, dtype: str) -> Callable[[], jax.Array]:
         for layer, state, of_layer in zip(weights.layers, states, noise):
             hidden, last = _layer(layer, hidden, state, of_layer)
             lasts.append(last)
-        product = jnp.matmul(
-            hidden.astype(of_decoder), weights.decoder.T.astype(of_decoder), preferred_element_type=jnp.float32
-        )
+        # Not `preferred_element_type`: JAX 0.7, the newest for NumPy 1, has no such product on a CPU.
+        product = jnp.matmul(hidden.astype(of_decoder), weights.decoder.T.astype(of_decoder))
         losses = optax.softmax_cross_entropy_with_integer_labels(product + weights.decoder_bias, targets)
         return losses.sum() / workload.batch_size, lasts
 
