@@ -14,7 +14,7 @@ from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report.build import FOLDER, write_own_report, write_report
 from experiments.report.readme import update_pages
-from experiments.report.runs import load_runs, run_of
+from experiments.report.runs import load_runs, run_of, runs_of
 from experiments.report.tables import frame, lines
 from noisin.commands.parser import OneLineParser, names, natural, positive, run_command
 from noisin.config import Config
@@ -192,9 +192,10 @@ def _show(
 ) -> None:
     """Print the table of these records, and draw their curves; what is chosen is so among all that are kept."""
     own = [run_of(record) for record in records]
-    runs = load_runs(RESULTS) if kept else own
+    among = load_runs(RESULTS) if kept else own
+    runs = runs_of(experiment, among) if kept else own
     configs = [run.config for run in own]
-    shown = [line for line in lines(experiment, runs, **narrowing) if line.run and line.run.config in configs]
+    shown = [line for line in lines(experiment, runs, among, **narrowing) if line.run and line.run.config in configs]
     print(f"\n{experiment.title}\n\n{markdown(frame(experiment, shown))}")
     floor = floor_of(records)
     if floor is not None:

@@ -114,7 +114,7 @@ def _compared(runs: Sequence[Run], out: Path) -> List[Compared]:
 
 def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
     """Write an experiment's tables and figures, and keep them for the page."""
-    found = lines(experiment, runs)
+    found = lines(experiment, runs_of(experiment, runs), runs)
     title = experiment.title + ("; ours beside the published" if experiment.published else "")
     files = _tables(experiment.name, title, frame(experiment, found), exact(found), out)
     overview = _overview(experiment, runs, out) if experiment.summarised else None

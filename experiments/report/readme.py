@@ -102,7 +102,7 @@ def _by_itself(experiment: Experiment, runs: Sequence[Run]) -> str:
 
 
 def _every_run(experiment: Experiment, runs: Sequence[Run]) -> str:
-    return markdown(markdown_safe(frame(experiment, lines(experiment, runs))))
+    return markdown(markdown_safe(frame(experiment, lines(experiment, runs_of(experiment, runs), runs))))
 
 
 def _curves(experiment: Experiment) -> str:

@@ -18,8 +18,8 @@ from experiments.report.runs import (
     Score,
     candidates,
     choose,
+    in_case,
     number,
-    runs_of_case,
     variant_of,
 )
 from noisin.config import Config
@@ -58,11 +58,15 @@ class Line:
     config: Optional[Config] = None
 
 
-def lines(experiment: Experiment, runs: Sequence[Run], **narrowing: Any) -> List[Line]:
-    """The runs of an experiment, narrowed as they were, by case and method; a variant without one has a line too."""
+def lines(experiment: Experiment, runs: Sequence[Run], among: Sequence[Run] = (), **narrowing: Any) -> List[Line]:
+    """These runs of an experiment, narrowed as they were, by case and method; a variant without one has a line too.
+
+    What is chosen is so among these runs and, of `among`, those of the experiment's searches.
+    """
     found = []
     for case in experiment.cases:
-        of_case, compared = runs_of_case(experiment, case, runs), candidates(experiment, case, runs)
+        of_case = in_case(case, runs)
+        compared = list(dict.fromkeys([*of_case, *candidates(experiment, case, among)]))
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
             best, have = choose(compared, method), {run.variant for run in of_method}

@@ -480,7 +480,7 @@ def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     committed = RESULTS / experiment.name / "against-paper.png"
     assert committed.exists() == bool(runs and experiment.published)
     if committed.exists():
-        save(draw_against_paper(experiment, runs), tmp_path / "against-paper.png")
+        save(draw_against_paper(experiment, load_runs()), tmp_path / "against-paper.png")
         np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
 
 
