@@ -94,7 +94,7 @@ report: $(READY) ## write report/: a page, tables and figures from the committed
 	@$(PY) -m experiments report $(call option,runs,RUNS) $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## time training steps against the limit of the matrix products and against peers; twenty minutes
+bench: $(READY) ## time training steps against the limit of the matrix products and against peers; half an hour
 	@$(PY) -m benchmarks $(ARGS)
 
 .PHONY: notebooks

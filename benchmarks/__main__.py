@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise UserError now, not after twenty minutes, if the results cannot be written."""
+    """Raise UserError now, not after half an hour, if the results cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -31,7 +31,7 @@ DIMENSIONS = {
     "layers": "layers",
     "vocabulary": "vocabulary (word types)",
     "samples": "S (trajectories)",
-    "particles": "particles",
+    "particles": "particles of a filter (evaluation)",
 }
 _TOGETHER = METHODS[f"{DROPOUT.name}+{NOISIN.name}"]
 # Each name's label and the colour of its kind (Okabe and Ito's, which colour-blind readers can tell apart).
@@ -214,19 +214,24 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         for dtype in ("float32", "bfloat16")
         if _measured(results, workload, "none", dtype)
     ]
-    figure = Figure(figsize=(11, 3.6 * ((len(panels) + 1) // 2)), layout=ConstrainedLayoutEngine(hspace=0.06))
+    measured = {entry["name"] for entry in results["measurements"]}
+    names = [name for name in reversed(list(NAMES)) if name in measured]
+    figure = Figure(figsize=(11, 3.8 * ((len(panels) + 1) // 2)), layout=ConstrainedLayoutEngine(hspace=0.06))
     for index, (workload, dtype) in enumerate(panels, 1):
         axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), index)
         entries = {e["name"]: e for e in results["measurements"] if (e["workload"], e["dtype"]) == (workload, dtype)}
-        shown = [entries[name] for name in reversed(list(NAMES)) if name in entries]
+        shown = [entries[name] for name in names if name in entries]
+        places = [place for place, name in enumerate(names) if name in entries]
         rates = [entry["words_per_second"] for entry in shown]
         spread = [[entry["words_per_second"] - entry["min"] for entry in shown]]
         spread += [[entry["max"] - entry["words_per_second"] for entry in shown]]
         colors = [NAMES[entry["name"]][1] for entry in shown]
-        axes.barh([NAMES[entry["name"]][0] for entry in shown], rates, color=colors, xerr=spread, error_kw={"lw": 0.8})
+        axes.barh(places, rates, color=colors, xerr=spread, error_kw={"lw": 0.8})
+        axes.set_yticks(range(len(names)))
+        axes.set_yticklabels([NAMES[name][0] if index % 2 else "" for name in names])  # once for two panels
         axes.axvline(entries["limit"]["words_per_second"], color="#555555", linewidth=0.8, linestyle=":")
         axes.set_title(f"{TITLES[workload]}\n{dtype}", fontsize=9)
-        axes.set_xlabel("training speed, words/s (median; line: least to most)", fontsize=8)
+        axes.set_xlabel("words/s in training (median; line: least to most)", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
@@ -249,12 +254,12 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
             entries.sort(key=lambda entry: entry[dimension])
             values = [entry[dimension] for entry in entries]
             times, peaks = [step_milliseconds(entry) for entry in entries], [entry["peak_mib"] for entry in entries]
-            axes.plot(values, times, "o-", color="#0072B2", label=NAMES[name][0], markerfacecolor=face)
+            axes.plot(values, times, "o-", color="#0072B2", label=NAMES[name][0].split(", ")[-1], markerfacecolor=face)
             memory.plot(values, peaks, "s--", color="#D55E00", markersize=4, markerfacecolor=face)
-        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-        memory.set_ylim(0, 1.25 * memory.dataLim.y1)
-        if len(axes.lines) > 1 or GROWING[dimension][0] != NOISIN.name:
-            axes.legend(frameon=False, fontsize=8)
+        axes.set_ylim(0, 1.3 * axes.dataLim.y1)
+        memory.set_ylim(0, 1.5 * memory.dataLim.y1)
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=8, loc="upper left")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -283,7 +288,7 @@ def step_milliseconds(entry: Mapping[str, Any]) -> float:
 def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png", metadata={"Software": None})
-    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    write_file(path, buffer.getvalue())
 
 
 def workloads_in(results: Mapping[str, Any]) -> List[str]:

@@ -123,18 +123,20 @@ def test_a_contender_gets_its_environment(capfd):
     assert "left out: ImportError: OMP_NUM_THREADS is 'none'" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(
-    "bfloat16" not in benchmarks.__main__._dtypes(),
-    reason="this processor has no bfloat16 instructions; `make bench` leaves its rows out too",
-)
-def test_every_contender_makes_steps_in_bfloat16(monkeypatch):
-    """In processes of their own: for the peers it is a setting of the whole process."""
+@needs_bfloat16
+@pytest.mark.parametrize("name", ours.CONTENDERS)
+def test_each_of_ours_makes_steps_in_bfloat16(name):
+    step = ours.CONTENDERS[name](WORKLOADS["ptb-rnn-256"].changed(TINY), "bfloat16")
+    for _ in range(3):
+        step()
+    ours.finish()
+
+
+@needs_bfloat16
+def test_the_peers_make_steps_in_bfloat16(monkeypatch):
+    """In processes of their own: for them it is a setting of the whole process."""
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.02)
-    contenders = [
-        Contender(name, "bfloat16", module, change=TINY)
-        for module, found in MODULES.items()
-        for name in found.CONTENDERS
-    ]
+    contenders = [Contender(name, "bfloat16", "mxnet_peers", change=TINY) for name in mxnet_peers.CONTENDERS]
     found = measure.measure("ptb-rnn-256", contenders, rounds=1)
     assert [entry["name"] for entry in found] == [contender.name for contender in contenders]
 
