@@ -243,4 +243,4 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, text: str) -> None:
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(path, text)

@@ -161,7 +161,14 @@ def runs_of_case(experiment: Experiment, case: Case, runs: Sequence[Run]) -> Lis
 def candidates(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Run]:
     """Those that belong to one case of it or of its searches: among them validation chooses a method's variant."""
     found = [run for one in (experiment, *experiment.searches) for run in runs_of_case(one, case, runs)]
-    return list(dict.fromkeys(found))
+    return competing(found)
+
+
+def competing(runs: Sequence[Run]) -> List[Run]:
+    """Each of these runs once, without dropout of every layer's outputs where the one that replaced it has run."""
+    replaced_by = {run: variant_of(replace(run.config, dropout_output_layers="top")) for run in runs}
+    variants = {run.variant for run in runs}
+    return [run for run, today in replaced_by.items() if today == run.variant or today not in variants]
 
 
 def chosen_runs(experiment: Experiment, case: Case, runs: Sequence[Run], method: str) -> Tuple[Run, ...]:

@@ -18,6 +18,7 @@ from experiments.report.runs import (
     Score,
     candidates,
     choose,
+    competing,
     in_case,
     number,
     variant_of,
@@ -66,7 +67,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], among: Sequence[Run] = ()
     found = []
     for case in experiment.cases:
         of_case = in_case(case, runs)
-        compared = list(dict.fromkeys([*of_case, *candidates(experiment, case, among)]))
+        compared = competing([*of_case, *candidates(experiment, case, among)])
         for method in experiment.methods:
             of_method = [run for run in of_case if run.config.method == method]
             best, have = choose(compared, method), {run.variant for run in of_method}

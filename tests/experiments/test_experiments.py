@@ -29,7 +29,7 @@ from experiments.grid.runner import RunsFailed, run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
 from experiments.report.page import table_row
-from experiments.report.readme import SECTIONS, split_page
+from experiments.report.readme import SECTIONS, begun, is_beside_paper, split_page
 from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
@@ -473,12 +473,12 @@ def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side():
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
     committed, runs = RESULTS / experiment.name / "curves.png", runs_of(experiment, load_runs())
-    assert committed.exists() == bool(runs)
-    if runs:
+    assert committed.exists() == (experiment in begun(load_runs()))
+    if committed.exists():
         save(draw(experiment, [run.record for run in runs]), tmp_path / "curves.png")
         np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
     committed = RESULTS / experiment.name / "against-paper.png"
-    assert committed.exists() == bool(runs and experiment.published)
+    assert committed.exists() == (experiment in begun(load_runs()) and is_beside_paper(experiment))
     if committed.exists():
         save(draw_against_paper(experiment, load_runs()), tmp_path / "against-paper.png")
         np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
