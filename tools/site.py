@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 import noisin
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("*.md", "docs/*.md", "docs/*.css", "docs/*.png", "data/README.md")
+PAGES = ("*.md", "docs/*.md", "docs/*.css", "docs/*.png", "data/README.md", "src/noisin/pretrained/*/README.md")
 LINKED = (
     *("experiments/results/*/*.png", "benchmarks/*.png", "notebooks/*.ipynb"),
     *("LICENSE", "CITATION.cff", "Dockerfile"),

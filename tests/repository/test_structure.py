@@ -10,7 +10,8 @@ from noisin.methods import METHODS
 
 # A module or package of src/noisin, or a package beside it, from the bottom up: each imports from those before it.
 ROOMS = (
-    *("graphs", "initializers", "system", "tables", "data", "native", "noise", "cells", "regularisers", "methods"),
+    *("graphs", "initializers", "pretrained", "system", "tables", "data"),
+    *("native", "noise", "cells", "regularisers", "methods"),
     *(
         "config",
         "figures",

@@ -9,14 +9,14 @@ import mxnet as mx
 import numpy as np
 import safetensors
 import safetensors.numpy
-from mxnet.gluon import Block, Trainer
+from mxnet.gluon import Block, Parameter, Trainer
 
 from noisin.system.errors import UserError
 
 
 def pack(model: Block, trainer: Optional[Trainer] = None) -> bytes:
     """Return the parameters of a model and, with a trainer, its optimizer's state."""
-    arrays = {f"weight:{name}": value.data() for name, value in model._collect_params_with_prefix().items()}
+    arrays = {f"weight:{name}": parameter.data() for name, parameter in _parameters(model).items()}
     if trainer is not None:
         arrays.update(_optimizer_arrays(trainer))
     return safetensors.numpy.save({name: value.asnumpy() for name, value in arrays.items()})
@@ -52,7 +52,7 @@ def set_parameters(model: Block, arrays: Mapping[str, np.ndarray], where: Path) 
     UserError
         If an array is missing or of another shape than the model's; also in `set_optimizer`.
     """
-    for name, parameter in model._collect_params_with_prefix().items():
+    for name, parameter in _parameters(model).items():
         parameter.set_data(_array(arrays, f"weight:{name}", parameter.shape, where))
 
 
@@ -71,6 +71,13 @@ def set_optimizer(trainer: Trainer, arrays: Mapping[str, np.ndarray], updates: i
         optimizer._set_current_context(parameter.data().context.device_id)  # each device has counts of its own
         optimizer._index_update_count[index] = updates
     optimizer.num_update = updates
+
+
+def _parameters(model: Block) -> Dict[str, Parameter]:
+    """Each parameter by name; one that two parts of a model share, as a tied decoder, by the first of its names."""
+    named = model._collect_params_with_prefix()
+    first = {id(parameter): name for name, parameter in reversed(list(named.items()))}
+    return {name: named[name] for name in named if name in first.values()}
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str, shape: Tuple[int, ...], where: Path) -> mx.nd.NDArray:
