@@ -26,7 +26,7 @@ from helpers.models import (
 from helpers.reference import numpy_unroll
 from mxnet import autograd, gluon
 
-from noisin.cells import make_cells
+from noisin.cells import begin_sequence, make_cells
 from noisin.graphs import traced_for
 from noisin.noise import FAMILIES
 from noisin.regularisers import NoisyCell, VariationalDropoutCell, draw_mask
@@ -525,7 +525,7 @@ def test_output_mask_is_constant_in_time_and_differs_between_rows_and_sequences(
         assert len({row.tobytes() for row in kept[0]}) > 5  # of 32 patterns, in 50 rows
         assert states[0].asnumpy().all()  # the recurrent state is not the masked output
         patterns.append(kept[0])
-        states = stack.begin_sequence(states)
+        states = begin_sequence(stack, states)
     assert (patterns[0] != patterns[1]).mean() > 0.2
 
 
@@ -538,7 +538,7 @@ def test_input_mask_is_constant_in_time_and_differs_between_rows_and_sequences(k
         assert (kept == kept[0]).all()
         assert len({row.tobytes() for row in kept[0]}) > 3  # of 8 patterns
         patterns.append(kept[0])
-        states = stack.begin_sequence(states)
+        states = begin_sequence(stack, states)
     assert (patterns[0] != patterns[1]).mean() > 0.2
 
 
@@ -588,7 +588,7 @@ def test_predict_mode_ignores_masks_and_training_leaves_nothing_behind(cell, act
 def test_begin_sequence_keeps_carried_states_and_renews_every_mask(cell, activation):
     stack = make_stack(cell, activation, "dropout", inputs=40, hidden=50)
     states = random_states(stack, B)
-    renewed = stack.begin_sequence(states)
+    renewed = begin_sequence(stack, states)
     assert [state.shape for state in renewed] == [state.shape for state in states]
     own = len(states) // 2
     for n, (old, new) in enumerate(zip(states, renewed)):
@@ -599,7 +599,7 @@ def test_begin_sequence_keeps_carried_states_and_renews_every_mask(cell, activat
 def test_a_stack_without_masks_begins_a_sequence_as_it_ended_the_last():
     stack = make_stack("lstm", None, "additive")
     states = random_states(stack, B)
-    assert all(new is old for new, old in zip(stack.begin_sequence(states), states))
+    assert all(new is old for new, old in zip(begin_sequence(stack, states), states))
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -22,10 +22,12 @@ from helpers.records import without_times
 from noisin.commands.main import COMMANDS, main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
+from noisin.data.published import PUBLISHED
 from noisin.runs.directory import RunDirectory, run_name
 from noisin.runs.formats import seal
 from noisin.search import SPACE
 from noisin.system.device import check_dtype, processor_features
+from noisin.training import train
 
 QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
 
@@ -53,6 +55,9 @@ def refused(capsys, *arguments):
         ("train --gama 1", "train: error: --gama is not an option; did you mean --gamma? (see noisin train --help)"),
         ("train --gama=1", "train: error: --gama=1 is not an option; did you mean --gamma? (see"),
         ("train --zzz", "train: error: --zzz is not an option (see noisin train --help)"),
+        ("sample", "sample: error: one of the arguments RUN_DIR --pretrained is required (see noisin sample --help)"),
+        ("sample --pretrained gpt", "--pretrained: there is no 'gpt': choose from wikitext2-small (see"),
+        ("sample run --pretrained wikitext2-small", "--pretrained: not allowed with argument RUN_DIR (see"),
         ("evaluate one two", "evaluate: error: two is one argument too many (see noisin evaluate --help)"),
         ("train --hidden 0", "argument --hidden: '0' is invalid: it must be from 1 to 100000 (see"),
         ("train --hidden many", "argument --hidden: 'many' is not a whole number"),
@@ -87,6 +92,8 @@ def refused(capsys, *arguments):
         ("train --device gpu", "gpu:0 cannot be used"),
         ("train --corpus nowhere.txt", "nowhere.txt"),
         ("train --corpus=", "the name of the corpus is empty"),
+        ("train --data-dir .", "--data-dir has no effect with --corpus synthetic; remove it"),
+        ("tune --data-dir .", "--data-dir has no effect with --corpus synthetic; remove it"),
         ("train --decay 0.5 --decay-after 1234567", "--decay-after: '1234567' is invalid: it must be from 0 to 100000"),
         (f"sample {300 * 'x'}", TOO_LONG),
         (f"evaluate {300 * 'x'}", TOO_LONG),
@@ -360,6 +367,18 @@ def evaluated(capsys, run, *options):
     return json.loads(captured.out), captured.err
 
 
+def test_the_runs_text_with_other_types_is_not_the_runs(capsys, tmp_path):
+    """As a program can do, which gives `train` a corpus of its own: ids of another vocabulary would be wrong words."""
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four\nfive six seven\n" * 100, encoding="utf-8")
+    config = Config(corpus=str(text), hidden=8, epochs=1, batch_size=8, unroll=10)
+    train(config, tmp_path / "run", load_corpus(str(text), max_vocabulary=5), report=len, progress=False)
+    for command in ("evaluate", "robustness"):
+        assert "text.txt has changed since" in refused(capsys, command, str(tmp_path / "run"))
+    found, notes = evaluated(capsys, tmp_path / "run", "--corpus", text)
+    assert found["split"] == "all" and "400 of 700 words" in notes
+
+
 def test_a_text_that_has_moved_is_the_runs(own_run, capsys, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_bytes((own_run / "text.txt").read_bytes())
@@ -394,8 +413,30 @@ def test_another_text_is_evaluated_in_the_runs_words(own_run, capsys, tmp_path):
     found, notes = evaluated(capsys, run, "--corpus", one_line)
     assert found["tokens"] == 4 and ": 1 of 3 words" in notes
     assert "no such corpus or file" in refused(capsys, "evaluate", str(run), "--corpus", str(tmp_path / "gone.txt"))
+    assert "the name of the corpus is empty" in refused(capsys, "evaluate", str(run), "--corpus", "")
     split = ("--corpus", str(one_line), "--split", "test")
     assert "--split has no effect" in refused(capsys, "evaluate", str(run), *split)
+
+
+def test_a_published_text_is_evaluated_in_the_runs_words(capsys, tmp_path, monkeypatch):
+    """Also where the run was trained on the same text, as one's own, with a smaller vocabulary."""
+    texts = {split: f"one two three {split}\n".encode() * 300 for split in ("train", "valid", "test")}
+    ptb = dataclasses.replace(
+        PUBLISHED["ptb"],
+        sizes={split: len(text) for split, text in texts.items()},
+        sha256={split: hashlib.sha256(text).hexdigest() for split, text in texts.items()},
+    )
+    monkeypatch.setitem(PUBLISHED, "ptb", ptb)
+    monkeypatch.setenv("NOISIN_DATA", str(tmp_path / "data"))
+    for folder, name in ((tmp_path / "data" / "ptb", "ptb.{}.txt"), (tmp_path / "own", "{}.txt")):
+        folder.mkdir(parents=True)
+        for split, text in texts.items():
+            (folder / name.format(split)).write_bytes(text)
+    run, own = tmp_path / "run", tmp_path / "own"
+    assert main(["train", "--corpus", str(own), "--run-dir", str(run), "--max-vocabulary", "4", *QUICK]) == 0
+    capsys.readouterr()
+    by_own, by_published = evaluated(capsys, run)[0], evaluated(capsys, run, "--corpus", "ptb")[0]
+    assert {**by_published, "corpus": ""} == {**by_own, "corpus": ""}
 
 
 def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys):

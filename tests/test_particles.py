@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import mxnet as mx
 import numpy as np
 import pytest
 from helpers.models import make_language_model, set_weights
 from helpers.reference import numpy_unroll
 
 from noisin.evaluation import Evaluator
+from noisin.model import evaluation_seed
 from noisin.particles import ParticleFilter
 
 # A linear Gaussian model z_t = a z_{t-1} + N(0, q), x_t = z_t + N(0, r), and a chain of two states.
@@ -210,3 +212,13 @@ def test_repetitions_and_seeds_draw_anew():
     assert first == again != other
     with pytest.raises(ValueError, match="repetitions is 0"):
         evaluator.marginal(tokens, 4, 0)
+
+
+def test_no_two_filters_share_a_stream_of_noise(monkeypatch):
+    seeds, seed_mxnet = [], mx.random.seed
+    monkeypatch.setattr(mx.random, "seed", lambda number: seeds.append(number) or seed_mxnet(number))
+    evaluator = Evaluator(make_language_model(5, method="noisin", gamma=[0.5], hidden=3), 1, 2, 3)
+    for number in range(4):
+        evaluator.marginal(np.arange(5), 2, 4, evaluation_seed(1, number))
+    # MXNet seeds 1,024 generators from 127 times the seed on: closer than this two streams share some.
+    assert len(seeds) == 16 and min(np.diff(sorted(seeds))) > 1024 / 127

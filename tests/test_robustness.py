@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -102,6 +105,19 @@ def test_the_command_prints_a_table_and_draws(tmp_path, monkeypatch, capsys):
     assert main(["evaluate", "none"]) == 0
     assert f'"clean": {none.split()[2]}' in capsys.readouterr().out
     assert written == "Written: robustness.png" and imread("robustness.png").std() > 0
+    # Of runs on different texts it says so; the same text with other types is another one.
+    Path("own.txt").write_text("one two three four five\n" * 900, encoding="utf-8")
+    own = ["--method", "none", "--corpus", "own.txt", "--run-dir", "own"]
+    assert main(["train", *own, *common]) == 0
+    capsys.readouterr()
+    assert main(["robustness", "none", "own"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in table if line.split()[0] in ("run", "none", "own")] == [
+        *("corpus", "synthetic", "own.txt")
+    ]
+    os.rename("own.txt", "moved.txt")
+    assert main(["robustness", "own"]) == 2
+    assert "--corpus" not in capsys.readouterr().err
     assert main(["robustness", "nowhere"]) == 2
     assert main(["robustness", "none", "--figure", "no-folder/f.png"]) == 2
     errors = capsys.readouterr().err.splitlines()

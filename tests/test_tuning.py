@@ -168,10 +168,11 @@ def test_an_interrupted_search_goes_on_as_it_would_have(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             search("parts", 4)
         assert Path(f"parts/trial-{trial:04d}/state.json").exists()
-    Path("parts/trial-0001").mkdir()  # a kill has left it
+    for left in ("trial-0001", "trial-0001-kept"):  # by a kill; by the user
+        Path("parts", left).mkdir()
     monkeypatch.setattr(tuning, "run_process", in_this_process)
     assert outcome(search("parts", 4)) == outcome(whole)
-    assert not list(Path("parts").glob("trial-*"))
+    assert [path.name for path in Path("parts").glob("trial-*")] == ["trial-0001-kept"]
     monkeypatch.setattr(tuning, "run_process", None)  # nothing is left to do
     assert outcome(search("parts", 4)) == outcome(whole)
 

@@ -435,7 +435,7 @@ def is_stochastic(cell: HybridRecurrentCell) -> bool:
 
 
 def begin_sequence(cell: HybridRecurrentCell, states: Sequence[Tensor]) -> States:
-    """Return the states with which a cell begins a new sequence.
+    """Return the states with which a cell begins a new sequence: with new draws of e.g. dropout masks.
 
     A cell's own `begin_sequence` decides. Otherwise each child decides about its part of the states, and a cell without
     children carries all of them on.
@@ -461,22 +461,10 @@ def begin_sequence(cell: HybridRecurrentCell, states: Sequence[Tensor]) -> State
 
 
 class CellStack(rnn.HybridSequentialRNNCell):
-    """Cells on top of one another: Gluon's sequential cell with `stochastic` and `begin_sequence`."""
+    """Cells on top of one another: Gluon's sequential cell, unrolled layer by layer."""
 
     def __iter__(self) -> Iterator[HybridRecurrentCell]:
         return iter(self._children.values())
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether any of the cells is random in train mode."""
-        return any(map(is_stochastic, self))
-
-    def begin_sequence(self, states: States) -> States:
-        """Return the same states, with new draws of what is drawn once per sequence (e.g. dropout masks)."""
-        begun: States = []
-        for cell in self:
-            begun += begin_sequence(cell, states[len(begun) : len(begun) + len(cell.state_info())])
-        return begun
 
     def unroll(
         self,

@@ -167,8 +167,9 @@ class Evaluator:
         objective.hybridize(static_alloc=True, static_shape=True)
         found = []
         for repetition in range(repetitions):
-            mx.random.seed((seed + 7919 * repetition) % 2**31)
             random = np.random.RandomState((seed, repetition))
+            # Not a fixed step from the last one: with that of another `seed`, the streams would be the same.
+            mx.random.seed(random.randint(2**31) if repetition else seed)
             with autograd.train_mode():
                 found.append(self._filtered(objective, tokens, ParticleFilter(particles, self._batch_size, random)))
         totals, effective = np.transpose(found)

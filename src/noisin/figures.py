@@ -441,7 +441,7 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix[1:].lower()
     with rc_context({"svg.hashsalt": "noisin"}):
         figure.savefig(buffer, dpi=150, format=kind, metadata={"Software" if kind == "png" else "Date": None})
-    write_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    write_file(path, buffer.getvalue())
 
 
 def robustness(found: Sequence[Mapping[str, Any]]) -> Figure:

@@ -9,7 +9,7 @@ from typing import List, Optional, Tuple
 import mxnet as mx
 from mxnet.gluon import HybridBlock, ParameterDict
 
-from noisin.cells import CellStack, make_cells
+from noisin.cells import CellStack, begin_sequence, is_stochastic, make_cells
 from noisin.config import Config
 from noisin.graphs import BFLOAT16, Tensor, block_parameters, traced_for
 from noisin.methods import METHODS, make_noise
@@ -100,7 +100,7 @@ class LanguageModel(HybridBlock):
     @property
     def stochastic(self) -> bool:
         """Whether noise or dropout acts in train mode."""
-        return self.cells.stochastic or self.input_noise is not None or self._embedding_dropout > 0
+        return is_stochastic(self.cells) or self.input_noise is not None or self._embedding_dropout > 0
 
     @property
     def noises(self) -> List[Noise]:
@@ -140,7 +140,7 @@ class LanguageModel(HybridBlock):
         """
         carried = [state.detach() for state in states[: self._carried]]
         mask = self._embedding_mask(carried[0].shape[0], carried[0].context)
-        return self.cells.begin_sequence(carried) + mask
+        return begin_sequence(self.cells, carried) + mask
 
     def _embedding_mask(self, batch_size: int, ctx: Optional[mx.Context]) -> List[mx.nd.NDArray]:
         if not self._embedding_dropout:

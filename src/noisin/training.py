@@ -13,6 +13,7 @@ from tqdm import tqdm
 from noisin.config import Config
 from noisin.data.batches import number_of_training_batches, training_batches
 from noisin.data.corpus import Corpus
+from noisin.data.published import NAMES
 from noisin.evaluation import make_evaluator
 from noisin.model import LanguageModel, evaluation_seed, initial_model, stream
 from noisin.objective import AveragedLikelihood, FusedLikelihood, perplexity
@@ -22,7 +23,7 @@ from noisin.runs.events import Events
 from noisin.runs.formats import LARGEST, Progress, differences
 from noisin.runs.record import finite_or_null, make_record, origin, write_record
 from noisin.system.device import check_dtype
-from noisin.system.errors import plural
+from noisin.system.errors import UserError, plural
 from noisin.system.files import BRIEF
 from noisin.system.provenance import now
 
@@ -122,10 +123,12 @@ def train(
     Raises
     ------
     UserError
-        If the directory holds a run of another configuration, is in use by another process, or cannot be written; if
-        the device cannot multiply what `config` says.
+        If `corpus` is not the one that `config` names; if the directory holds a run of another configuration, is in use
+        by another process, or cannot be written; if the device cannot multiply what `config` says.
     """
     device, directory = device or mx.cpu(), RunDirectory(run_directory)
+    if {config.corpus, corpus.name} & set(NAMES) and config.corpus != corpus.name:
+        raise UserError(f"the corpus is {corpus.name}, but config has corpus='{config.corpus}': give both the same")
     training_batches(corpus.train, config.batch_size, config.unroll)  # refuses too short a text, before any file
     if not directory.record_path.exists():  # a finished run multiplies nothing any more
         check_dtype(config.dtype, device)

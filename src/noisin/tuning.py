@@ -274,8 +274,8 @@ class _Search:
         self._device, self._environment, self._options = device, environment, ["--no-test", *options]
         self._stopping, self._choosing = threading.Event(), threading.Lock()
         self._interrupted = [trial for trial in study.optuna.trials if trial.state == TrialState.RUNNING]
-        kept = {self._directory(trial.number) for trial in self._interrupted}
-        for left in set(study.folder.glob("trial-*")) - kept:  # by a kill between the end of a trial and its removal
+        ended = {self._directory(trial.number) for trial in study.optuna.trials if trial not in self._interrupted}
+        for left in filter(Path.exists, ended):  # by a kill between the end of a trial and its removal
             shutil.rmtree(left)
         self._bar = tqdm(
             total=trials, initial=len(study.ended()), desc="trials", disable=None, leave=False, smoothing=0
@@ -342,7 +342,7 @@ class _Search:
         job = Job(str(directory.path), os.getcwd(), self._device, self._environment)
         status = run_process(job, hear, lambda: pruned.is_set() or self._stopping.is_set(), self._options)
         progress = directory.load() or Progress()
-        if progress.epochs and directory.corpus_sha256 != self._corpus.digest:
+        if progress.epochs and not directory.is_of(self._corpus):
             raise UserError(f"{config.corpus} has changed during the search: restore it, or search in another --study")
         if pruned.is_set():
             self._end(trial, TrialState.PRUNED)

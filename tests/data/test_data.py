@@ -39,7 +39,7 @@ from noisin.data.encoding import END
 from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source, Text
 from noisin.data.table1 import statistics, table1
 from noisin.system.errors import UserError
-from noisin.system.files import hold_folder, write_bytes
+from noisin.system.files import hold_folder, write_whole
 
 # A made-up corpus with an empty line in every split; "wug" is unseen in training.
 TEXT = {
@@ -639,7 +639,7 @@ def test_interrupted_write_leaves_nothing(alone: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_bytes(alone / "file", b"content")
+        write_whole(alone / "file", b"content")
     assert list(alone.iterdir()) == []
 
 

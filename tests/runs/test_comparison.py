@@ -100,6 +100,9 @@ def test_runs_of_other_texts_or_vocabularies_are_not_comparable(trained, tmp_pat
     assert not list(draw(runs).axes[0].texts)  # whose source is not that of both
     fewer = {**runs["other"], "config": {**runs["other"]["config"], "max_vocabulary": 3}}
     assert [list(group) for group in by_corpus({"fewer": fewer, **runs})] == [["fewer"], ["other"], ["none"]]
+    # The same text under its published name has the published types.
+    published = {**runs["other"], "config": {**runs["other"]["config"], "corpus": "ptb"}}
+    assert [list(group) for group in by_corpus({"ptb": published, **runs})] == [["ptb"], ["other"], ["none"]]
 
 
 def test_runs_without_an_epoch_have_a_row_and_no_figure(trained, tmp_path, capsys):

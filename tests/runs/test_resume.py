@@ -33,7 +33,7 @@ RUNS = {
     "noisin*, adam": f"--method noisin* --optimizer adam {HALF}",
     "noisin*, sgd": f"--method noisin* --optimizer sgd --learning-rate 0.5 --cell lstm --samples 2 {DECAY}",
 }
-KILLS = 13  # of each at least: over a hundred
+KILLS = 7  # of each at least: over fifty
 
 
 @pytest.fixture(scope="module", autouse=True)

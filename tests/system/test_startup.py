@@ -19,6 +19,7 @@ import noisin
 from noisin.commands import train as command
 from noisin.config import Config
 from noisin.runs.directory import RunDirectory
+from noisin.runs.formats import Progress
 from noisin.system import cuda, mxnet_import, startup, threads
 from noisin.system.files import read_json
 from noisin.system.threads import SMALL, SPINS, idle_cores, usable_cores
@@ -122,8 +123,11 @@ def test_too_few_threads_are_one_line(monkeypatch):
 
 def trained_with(folder, hidden, *options, **env):
     """Count the threads that the record of a short training names."""
-    shape = ("--batch-size", "100", "--hidden", hidden, "--epochs", "1", "--quiet", *options)
-    result = run([sys.executable, "-m", "noisin", "train", "--run-dir", folder / "run", *shape], **env)
+    text = folder / "text.txt"
+    text.write_text("one two three four\n" * 100, encoding="utf-8")
+    shape = ("--corpus", text, "--batch-size", "5", "--hidden", hidden, "--epochs", "1", "--quiet", *options)
+    command = [sys.executable, "-m", "noisin", "train", "--run-dir", folder / "run", *shape]
+    result = run(command, OMP_WAIT_POLICY="passive", **env)
     assert result.returncode == 0, result.stderr
     return read_json(folder / "run" / "record.json")["hardware"]["threads"]
 
@@ -146,9 +150,16 @@ def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path):
     assert trained_with(tmp_path, 4, "--epochs", "3", "--threads", "1") == [2, 1]
 
 
+def test_a_run_of_a_larger_machine_takes_as_many_threads_as_this_one_has(tmp_path, monkeypatch):
+    progress = Progress(origins=[{"hardware": {"threads": 64}}])
+    monkeypatch.setattr(command, "threads_were_chosen", lambda: True)
+    monkeypatch.setattr(RunDirectory, "load", lambda self: progress)
+    monkeypatch.setattr(command, "most_threads", lambda: 8)
+    assert command._chosen_threads(Config(), RunDirectory(tmp_path)) == 8
+
+
 def test_threads_that_the_user_gave_stay(tmp_path):
-    assert trained_with(tmp_path, 4, "--threads", "2") == 2
-    assert trained_with(tmp_path / "variable", 4, OMP_NUM_THREADS=2) == 2
+    assert trained_with(tmp_path, 4, OMP_NUM_THREADS=2) == 2
 
 
 def test_how_mxnet_copies_is_for_the_user_to_say():

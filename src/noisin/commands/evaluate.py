@@ -86,12 +86,12 @@ def _evaluated_text(
     split = arguments.split or "valid"
     if arguments.corpus is None:
         corpus = config_corpus(config, arguments.data_dir)
-        if corpus.digest != directory.corpus_sha256:
+        if not directory.is_of(corpus):
             raise UserError(f"{corpus.name} has changed since {arguments.run} was trained: name a text with --corpus")
         return corpus.name, split, getattr(corpus, split)
     try:
         corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
-        if corpus.digest == directory.corpus_sha256:  # the run's own, which has moved
+        if directory.is_of(corpus):  # the run's own, which has moved
             return corpus.name, split, getattr(corpus, split)
     except UserError:
         pass  # too short to be trained on, or worse, which is said now

@@ -34,5 +34,5 @@ def run(arguments: argparse.Namespace) -> None:
     config, vocabulary = directory.read_config(), directory.read_vocabulary()
     model, _ = best_model(directory, config, len(vocabulary), 1, "cpu")
     content = to_onnx(model, config, vocabulary)
-    write_file(path, lambda aside: aside.write_bytes(content))
+    write_file(path, content)
     print(f"Written: {escape_unprintable(str(path))}")

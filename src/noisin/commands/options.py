@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from noisin.config import Config, flag, problem, shown
 from noisin.data.corpus import Corpus, load_corpus
-from noisin.data.published import NAMES, full_name
+from noisin.data.published import NAMES, PUBLISHED, full_name
 from noisin.methods import METHODS
 from noisin.model import LanguageModel, initial_model
+from noisin.pretrained import PRETRAINED
 from noisin.runs.directory import RunDirectory
 from noisin.system.device import find_device
 from noisin.system.errors import UserError, escape_unprintable, short_repr
@@ -50,8 +51,29 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the argument for a run directory."""
-    parser.add_argument("run", metavar="RUN_DIR", help="run directory, made by noisin train")
+    """Add the argument for a run directory, and the option for one that comes with the package."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        # Without a default, which would replace the value of --pretrained.
+        "run",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="RUN_DIR",
+        help="run directory, made by noisin train",
+    )
+    group.add_argument(
+        "--pretrained",
+        dest="run",
+        type=_pretrained,
+        metavar="NAME",
+        help=f"instead, a model that comes with noisin: {', '.join(PRETRAINED)}",
+    )
+
+
+def _pretrained(name: str) -> Path:
+    if name not in PRETRAINED:
+        raise argparse.ArgumentTypeError(f"there is no {short_repr(name)}: choose from {', '.join(PRETRAINED)}")
+    return PRETRAINED[name]
 
 
 def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
@@ -151,13 +173,20 @@ def check_active(given: Iterable[str], configs: Sequence[Config]) -> None:
 
 def config_corpus(config: Config, data_dir: Optional[str], moved_to: Optional[str] = None) -> Corpus:
     """Load the corpus that a configuration names, or the same text at its new place."""
-    name = full_name(moved_to or config.corpus)
+    name = full_name(config.corpus if moved_to is None else moved_to)
     try:
         return load_corpus(name, data_dir, max_vocabulary=None if name in NAMES else config.max_vocabulary)
     except UserError as error:
-        if moved_to or name in NAMES or os.path.lexists(os.path.expanduser(name)):
+        if moved_to is not None or name in NAMES or os.path.lexists(os.path.expanduser(name)):
             raise
         raise UserError(f"{error}; if the text of this run has moved, say where it is with --corpus") from None
+
+
+def training_corpus(config: Config, data_dir: Optional[str]) -> Corpus:
+    """Load the corpus to train on; a folder of published corpora has to have an effect."""
+    if data_dir is not None and config.corpus not in PUBLISHED:
+        raise UserError(f"--data-dir has no effect with --corpus {config.corpus}; remove it")
+    return config_corpus(config, data_dir)
 
 
 def best_model(

@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     for entry in found:
         errors = {f"ECE, {name}": f"{100 * entry['calibration'][name].error:.1f} %" for name in entry["calibration"]}
         noise = {f"noise {spread:g}": f"{ppl:.1f}" for spread, ppl in entry["perplexities"].items()}
-        rows.append({"run": entry["run"], "method": entry["method"].title, **noise, **errors})
+        corpus = {"corpus": entry["corpus"]} if len({other["digest"] for other in found}) > 1 else {}
+        rows.append({"run": entry["run"], **corpus, "method": entry["method"].title, **noise, **errors})
     print(pd.DataFrame(rows, dtype=object).fillna("-").to_string(index=False))
     print(f"Written: {escape_unprintable(str(arguments.figure))}")
 
@@ -61,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _measure(path: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     directory = RunDirectory(path)
     config = directory.read_config()
-    corpus = config_corpus(config, arguments.data_dir)
-    if corpus.digest != directory.corpus_sha256:
+    corpus = config_corpus(config, arguments.data_dir, config.corpus)  # there is no --corpus to advise
+    if not directory.is_of(corpus):
         raise UserError(f"{corpus.name} has changed since {path} was trained: put the old text back")
     tokens, vocabulary = getattr(corpus, arguments.split), ordered_vocabulary(directory.read_vocabulary())
     eos, seed = vocabulary["<eos>"], evaluation_seed(config.seed)
@@ -80,7 +81,9 @@ def _measure(path: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     if model.stochastic:
         calibrations["averaged"] = calibrated(config.eval_samples)
     return {
-        "run": escape_unprintable(directory.path.name),
+        "run": escape_unprintable(path),
+        "corpus": corpus.name,
+        "digest": corpus.digest,
         "method": METHODS[config.method],
         "calibration": calibrations,
         "perplexities": {spread: perplexity(spread) for spread in SPREADS},

@@ -13,9 +13,9 @@ from noisin.commands.options import (
     add_data_dir,
     add_device,
     check_active,
-    config_corpus,
     given_options,
     report,
+    training_corpus,
 )
 from noisin.commands.parser import EPILOG, positive
 from noisin.config import Config, Contradiction, check_options, flag, recorded_config
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threads {arguments.threads}: this machine takes at most {most_threads()}")
     config = _config(arguments)
     device = find_device(arguments.device)
-    corpus = config_corpus(config, arguments.data_dir)
+    corpus = training_corpus(config, arguments.data_dir)
     directory = RunDirectory(arguments.run_dir or Path("runs") / run_name(config, corpus))
     if arguments.in_own_process:
         _restart_with_threads(arguments.threads or _chosen_threads(config, directory))
@@ -113,7 +113,7 @@ def _chosen_threads(config: Config, directory: RunDirectory) -> int:
     except UserError:  # which is said when the run resumes
         progress = None
     if progress and progress.origins:
-        return progress.origins[-1]["hardware"]["threads"]
+        return min(progress.origins[-1]["hardware"]["threads"], most_threads())
     useful = useful_threads(config.hidden, threads())
     return min(useful, idle_cores()) if useful > 1 else useful
 

@@ -11,9 +11,9 @@ from noisin.commands.options import (
     add_data_dir,
     add_device,
     check_active,
-    config_corpus,
     given_options,
     report,
+    training_corpus,
 )
 from noisin.commands.parser import names, positive
 from noisin.config import Contradiction, flag
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     configs = list(space.bases.values())
     check_active(given, configs)
     check_dtype(configs[0].dtype, find_device(arguments.device))
-    corpus = config_corpus(configs[0], arguments.data_dir)
+    corpus = training_corpus(configs[0], arguments.data_dir)
     training_batches(corpus.train, configs[0].batch_size, configs[0].unroll)  # refuses too short a text
     folder = arguments.study or space.folder(corpus)
     useful = useful_threads(configs[0].hidden, threads())

@@ -13,7 +13,7 @@ import numpy as np
 
 from noisin.data.encoding import END, UNKNOWN, encode
 from noisin.data.published import SPLITS, Text
-from noisin.system.files import hold_folder, parse_json, read_regular, write_bytes
+from noisin.system.files import hold_folder, parse_json, read_regular, write_whole
 
 PATIENCE = 600.0  # seconds to wait for another process that encodes a corpus
 CACHE_FORMAT = 2  # raise it when the meaning of a cached file changes
@@ -84,6 +84,6 @@ def _write_cache(path: Path, types: Sequence[str], splits: Mapping[str, np.ndarr
     buffer = io.BytesIO()
     np.savez(buffer, vocabulary=np.frombuffer(header, dtype=np.uint8), **splits)
     try:
-        write_bytes(path, buffer.getbuffer())
+        write_whole(path, buffer.getbuffer())
     except OSError:
         pass  # the next time it is encoded again

@@ -94,15 +94,12 @@ def load_corpus(
             raise UserError(f"max_vocabulary = {max_vocabulary}: {name} keeps its published vocabulary; leave it out")
         if max_vocabulary < 3:
             raise UserError(f"max_vocabulary = {max_vocabulary}: at least 3 expected (<unk>, <eos> and a word)")
-    if not name:
-        raise UserError(f"the name of the corpus is empty; expected {_EXPECTED}")
     if name == "synthetic":
         return _synthetic_corpus()
     if name in PUBLISHED:
         return _load(name, find_texts(PUBLISHED[name], data_dir, download), None)
-    path = Path(os.path.expanduser(name))
-    texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(path).items()}
-    label = escape_control(path.resolve().name)
+    texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(name).items()}
+    label = escape_control(Path(os.path.expanduser(name)).resolve().name)
     if label in NAMES:
         label = f"own-{label}"  # no table may take it for the published one
     return _load(label, texts, max_vocabulary or OWN_VOCABULARY)
@@ -139,7 +136,7 @@ def load_split(
         return (split, *translate(corpus.vocabulary.idx_to_token, getattr(corpus, split), vocabulary))
     if name in PUBLISHED:
         return (split, *encode_with(find_texts(PUBLISHED[name], data_dir, download=True)[split], vocabulary))
-    files = _own_files(Path(os.path.expanduser(name)))
+    files = _own_files(name)
     part, file = ("all", files["text"]) if "text" in files else (split, files[split])
     return (part, *encode_with(Text(file, read_regular(file, "UTF-8 text")), vocabulary))
 
@@ -152,8 +149,11 @@ def _synthetic_corpus() -> Corpus:
     return Corpus("synthetic", vocabulary, digest=digest, entropy_rate=source.entropy_rate, **splits)
 
 
-def _own_files(path: Path) -> Dict[str, Path]:
+def _own_files(name: str) -> Dict[str, Path]:
     """Return the files of a user's own text: one for each split, or a single one under the key ``text``."""
+    if not name:
+        raise UserError(f"the name of the corpus is empty; expected {_EXPECTED}")
+    path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         files = {split: path / f"{split}.txt" for split in SPLITS}
         if not any(map(os.path.lexists, files.values())):

@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 from urllib.parse import urlsplit
 
 from noisin.system.errors import UserError
-from noisin.system.files import hold_folder, read_regular, write_bytes
+from noisin.system.files import hold_folder, read_regular, write_whole
 
 SPLITS = ("train", "valid", "test")
 DOWNLOADS = Path("data")  # under the current directory
@@ -222,7 +222,7 @@ def _download(published: PublishedCorpus, root: Path, missing: Sequence[str]) ->
                         break
                     try:
                         for split, content in _fetch(source, published, left, aside):
-                            write_bytes(files[split], content)
+                            write_whole(files[split], content)
                     except (RequestException, ValueError) as error:
                         failures.setdefault(_reason(error), []).append(urlsplit(source.url).netloc)
             finally:

@@ -48,7 +48,8 @@ def by_corpus(runs: Mapping[str, Mapping[str, Any]]) -> List[Dict[str, Mapping[s
     groups: Dict[Any, Dict[str, Mapping[str, Any]]] = {}
     for name, record in runs.items():
         config = recorded_config(record["config"])
-        groups.setdefault((record["corpus_sha256"], config.max_vocabulary), {})[name] = record
+        vocabulary = config.max_vocabulary if config.acts("max_vocabulary") else "the published one"
+        groups.setdefault((record["corpus_sha256"], vocabulary), {})[name] = record
     return list(groups.values())
 
 

@@ -94,15 +94,8 @@ class RunDirectory:
             If the directory holds another run, naming what differs, or one that cannot be told, that has ended before
             its last epoch, or that has more epochs; or if it cannot be written.
         """
-        words = "".join(f"{name}\n" for name in corpus.vocabulary.idx_to_token).encode()
-        identity = seal(
-            {
-                "config": config.to_dict(),
-                "corpus_sha256": corpus.digest,
-                "vocabulary_sha256": hashlib.sha256(words).hexdigest(),
-                "version": noisin.__version__,
-            }
-        )
+        words = _lines_of_words(corpus)
+        identity = seal({"config": config.to_dict(), **_digests(corpus), "version": noisin.__version__})
         before = None
         if (self.path / "config.json").exists():
             before = self._identity()
@@ -118,7 +111,7 @@ class RunDirectory:
             write_json(self.path / "config.json", identity)
         path = self.path / "vocabulary.txt"
         if not path.exists() or read_regular(path, "the vocabulary of this run") != words:
-            write_file(path, lambda aside: aside.write_bytes(words))
+            write_file(path, words)
 
     def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse to take up the run that lies here under an identity that is not its own."""
@@ -158,6 +151,11 @@ class RunDirectory:
     def corpus_sha256(self) -> str:
         """The digest of the text that the run is trained on."""
         return self._identity()["corpus_sha256"]
+
+    def is_of(self, corpus: Corpus) -> bool:
+        """Whether the run that lies here is trained on this text, with these word types."""
+        identity = self._identity()
+        return all(identity[name] == digest for name, digest in _digests(corpus).items())
 
     def read_record(self) -> Optional[Dict[str, Any]]:
         """The record of the run that lies here; None while it trains, be it for more epochs than its record has."""
@@ -322,7 +320,7 @@ class RunDirectory:
         """Write a checkpoint; `progress` must end with the epoch just trained."""
         # Before what counts: once that says that training has ended, this file is not written again.
         lines = "".join(json.dumps(entry) + "\n" for entry in progress.epochs)
-        write_file(self.path / "metrics.jsonl", lambda aside: aside.write_text(lines, encoding="utf-8"))
+        write_file(self.path / "metrics.jsonl", lines)
         state = self.path / "state.json"
         previous = self._read_state(state)[1] if state.exists() else {}
         files = {"epoch": self._write_weights(f"epoch-{len(progress.epochs):04d}", pack(model, trainer))}
@@ -338,7 +336,7 @@ class RunDirectory:
     def _write_weights(self, stem: str, content: bytes) -> Dict[str, str]:
         """Write a file of weights: its name and sha256."""
         path = self.path / f"{stem}.safetensors"
-        write_file(path, lambda aside: aside.write_bytes(content))
+        write_file(path, content)
         return {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
 
     def _write_state(self, files: Mapping[str, Mapping[str, str]], progress: Progress) -> None:
@@ -398,6 +396,16 @@ def _lasting(identity: Mapping[str, Any]) -> Dict[str, Any]:
     if config["corpus"] not in NAMES:
         config["corpus"] = "a text of one's own"
     return {"config": config, "corpus_sha256": identity["corpus_sha256"], "version": identity["version"]}
+
+
+def _lines_of_words(corpus: Corpus) -> bytes:
+    return "".join(f"{name}\n" for name in corpus.vocabulary.idx_to_token).encode()
+
+
+def _digests(corpus: Corpus) -> Dict[str, str]:
+    """What tells texts apart, and the same text with other word types."""
+    words = hashlib.sha256(_lines_of_words(corpus)).hexdigest()
+    return {"corpus_sha256": corpus.digest, "vocabulary_sha256": words}
 
 
 def _fingerprint(identity: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, NoReturn, Tuple, Union
+from typing import IO, Any, Dict, List, NoReturn, Tuple, Union
 
 from noisin.system.errors import UserError, escape_unprintable
 
@@ -26,15 +26,14 @@ BRIEF = 3.0  # seconds to wait for another process that may be about to end
 _LONGEST_NUMBER = 40  # characters of a number; those that we write have at most 24
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, content: Union[bytes, memoryview]) -> None:
     """Write a file atomically and durably: it is there whole or not at all, and stays through a power failure.
 
     Parameters
     ----------
     path : Path
-        Its folder is made if it is missing.
-    write : function (Path)
-        Writes a temporary file beside `path`, which is then flushed to disk and renamed.
+        Its folder is made if it is missing. A temporary file beside it is written, flushed to disk and renamed.
+    content : bytes
 
     Raises
     ------
@@ -44,7 +43,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     _make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write(aside)
+        aside.write_bytes(content)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -77,10 +76,10 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically, as `write_whole`, but raise a UserError that names a file that cannot be written."""
+def write_file(path: Path, content: Union[bytes, str]) -> None:
+    """Write a file as `write_whole`, text in UTF-8, but raise a UserError that names a file that cannot be written."""
     try:
-        write_whole(path, write)
+        write_whole(path, content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
@@ -100,13 +99,7 @@ def write_json(path: Path, content: Any) -> None:
     ValueError
         For a number that JSON cannot hold: NaN or infinity.
     """
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_bytes(path: Path, content: Union[bytes, memoryview]) -> None:
-    """Write bytes atomically, as `write_whole`."""
-    write_whole(path, lambda aside: aside.write_bytes(content))
+    write_file(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_regular(path: Path, expected: str, most: int = MAX_FILE) -> bytes:
