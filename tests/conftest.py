@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, each with a core
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside others, each with a core. Not as a default: the process that starts them has imported noisin too, and with
+    # the number that it has set they take five times as long.
+    os.environ["OMP_NUM_THREADS"] = "1"
 import noisin  # noqa: E402, F401  (before mxnet: it sets the number of threads)
 from noisin.system.threads import usable_cores  # noqa: E402
 
