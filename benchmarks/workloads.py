@@ -145,6 +145,7 @@ GROWTH: Dict[str, List[int]] = {
 }
 GROWING: Dict[str, List[str]] = {
     **dict.fromkeys(GROWTH, ["noisin"]),
+    "hidden": ["noisin", "dropout+noisin"],
     "samples": ["noisin", "log-averaged"],
     "particles": ["particle-filter"],
 }
