@@ -642,7 +642,8 @@ def test_words_are_no_commands_to_the_terminal(own_run, capsys, tmp_path):
 def test_a_temperature_of_nearly_0_takes_the_likeliest_word_without_a_warning(own_run, capsys, recwarn):
     arguments = ["--temperature", "1e-320", "--words", "2", "--prompt", "one two"]
     assert main(["sample", str(own_run / "run"), *arguments]) == 0
-    assert capsys.readouterr().out.startswith("one two three four") and not recwarn.list
+    assert capsys.readouterr().out.startswith("one two three four")
+    assert not [warning for warning in recwarn.list if Path(warning.filename).parent.name == "noisin"]
 
 
 def test_an_output_that_is_closed_is_no_mistake():

@@ -75,7 +75,7 @@ def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, caps
 # Prepares a text with a vocabulary of a given size, and trains a few steps on it. Prints a JSON object: tokens, types,
 # seconds of CPU, and the most memory in MB, before, after the preparation and after the steps.
 OWN_TEXT = """
-import json, resource, sys, time
+import json, sys, time
 import noisin
 import mxnet as mx
 from noisin.config import Config
@@ -83,9 +83,10 @@ from noisin.data.batches import training_batches
 from noisin.data.corpus import load_corpus
 from noisin.model import initial_model
 from noisin.training import TrainingStep
+from benchmarks.worker import peak_mib
 
 def peak():
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(peak_mib())
 
 import gluonnlp
 found = {"before": peak()}
