@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process has had; `ru_maxrss` is at least that of the one that started it."""
+    """Return the most memory that this process has had. `ru_maxrss` is at least its parent's."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 

@@ -208,6 +208,12 @@ def test_the_pytorch_example_of_the_page_predicts_what_mxnet_predicts(folder, tr
     np.testing.assert_allclose(np.concatenate([first, second]), expected, rtol=0, atol=1e-5)
 
 
+def test_a_missing_file_to_write_is_said(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(folder / "runs" / "NAME-OF-THE-RUN")])
+    assert "NAME-OF-THE-RUN' is a run: name the file to write behind it" in capsys.readouterr().err
+
+
 def refused(capsys, *arguments):
     """Export, which must fail as a user's mistake does, and return the one line it says."""
     assert main(["export", *map(str, arguments)]) == 2

@@ -63,7 +63,7 @@ def test_memory_does_not_grow_from_step_to_step(tmp_path):
     assert leaking > 0.8, "a leak of a kilobyte a step goes unnoticed: this test cannot fail any more"
 
 
-@pytest.mark.load(reason="takes 11,000 steps, many minutes; the same is looked for over 2,500")
+@pytest.mark.load(reason="takes 11,000 steps, many minutes; the same is looked for over 1,250")
 @pytest.mark.timeout(7200)
 def test_memory_of_ten_thousand_steps_grows_less_than_a_hundredth(tmp_path, capsys):
     sizes = resident(tmp_path, 44)  # 10,000 steps after a warm-up of 1,000

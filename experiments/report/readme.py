@@ -141,7 +141,8 @@ def speed_section() -> str:
     results = report.read_results(report.HERE / "results.json")
     hardware, versions = results["hardware"], results["versions"]
     where = f"{hardware.get('cpu')}, {hardware.get('threads')} threads; "
-    where += f"MXNet {versions.get('mxnet')}, PyTorch {versions.get('torch')}."
+    libraries = (("MXNet", "mxnet"), ("PyTorch", "torch"), ("JAX", "jax"))
+    where += ", ".join(f"{title} {versions[name]}" for title, name in libraries if versions.get(name)) + "."
     parts = [where, *report.sections(results)]
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"

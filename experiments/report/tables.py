@@ -73,7 +73,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], among: Sequence[Run] = ()
             best, have = choose(compared, method), {run.variant for run in of_method}
             declared = [config for config in experiment.configs([method], **narrowing) if case.covers(config)]
             missing = [config for config in declared if variant_of(config) not in have]
-            known = {run.variant for run in compared if run.config.method == method}
+            known = {run.variant for run in (*of_case, *compared) if run.config.method == method}
             rivals = len(known | set(map(variant_of, declared))) > 1
             of_variants = [
                 Line(case, method, run, best is not None and run in best.runs, rivals, not missing, run.config)

@@ -36,6 +36,7 @@ from experiments.report.page import Compared, Picture, Speed, page
 from experiments.report.runs import Run, candidates, choose, load_runs, runs_of
 from experiments.report.tables import (
     Line,
+    cells,
     choices_frame,
     csv_text,
     exact,
@@ -469,8 +470,12 @@ def test_a_variant_that_was_replaced_is_chosen_only_until_the_one_that_replaced_
     for records, clean in (([before], 90.0), ([before, record_of(today, clean=95.0)], 95.0)):
         runs = put(tmp_path, *records)
         assert choose(candidates(TABLE2, case, runs), "dropout").test("clean") == clean
-        chosen = [line.run.test("clean") for line in lines(TABLE2, runs_of(TABLE2, runs), runs) if line.chosen]
-        assert chosen == [clean]
+        found = [line for line in lines(TABLE2, runs_of(TABLE2, runs), runs) if line.run]
+        assert {line.run.test("clean"): cells(line)["chosen"] for line in found} == {
+            record["test_ppl"]["clean"]: ("so far" if len(records) == 1 else "yes") if record is records[-1] else "no"
+            for record in records
+        }
+        assert [line.run.test("clean") for line in found if line.chosen] == [clean]
 
 
 def test_a_searched_variant_stands_for_its_method_where_it_validates_better(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from noisin.commands.options import add_run, best_model, check_output
 from noisin.runs.directory import RunDirectory
-from noisin.system.errors import UserError, escape_unprintable
+from noisin.system.errors import UserError, escape_unprintable, short_repr
 from noisin.system.files import write_file
 
 
@@ -19,7 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "include the vocabulary. docs/export.md shows how to use it."
     )
     add_run(parser)
-    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="file to write; an existing one is replaced")
+    parser.add_argument("model", metavar="MODEL.onnx", type=_file, help="file to write; an existing one is replaced")
+
+
+def _file(text: str) -> Path:
+    """Return an argument's type: the file to write. A single argument is that file, and not the run."""
+    if os.path.exists(os.path.join(text, "config.json")):
+        raise argparse.ArgumentTypeError(f"{short_repr(text)} is a run: name the file to write behind it")
+    return Path(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
