@@ -19,8 +19,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from benchmarks.measure import Contender, last_line, measure
 from benchmarks.ours import METHODS_TIMED
-from benchmarks.report import HERE, draw, sections
-from benchmarks.workloads import GROWING, GROWTH, WORKLOADS
+from benchmarks.report import GROWING, HERE, draw, sections
+from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.commands.parser import OneLineParser, positive, run_command
 from noisin.methods import NONE
 from noisin.system.device import processor_features

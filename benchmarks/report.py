@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.workloads import GROWING, GROWTH, WORKLOADS
+from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.methods import DROPOUT, METHODS, NOISIN, NOISIN_STAR, NONE
 from noisin.system.errors import UserError
 from noisin.system.files import read_json, write_file
@@ -34,6 +34,13 @@ DIMENSIONS = {
     "particles": "particles of a filter (evaluation)",
 }
 _TOGETHER = METHODS[f"{DROPOUT.name}+{NOISIN.name}"]
+# What is measured for the values of each dimension.
+GROWING: Dict[str, List[str]] = {
+    **dict.fromkeys(GROWTH, [NOISIN.name]),
+    "hidden": [NOISIN.name, _TOGETHER.name],
+    "samples": [NOISIN.name, "log-averaged"],
+    "particles": ["particle-filter"],
+}
 # Each name's label and the colour of its kind (Okabe and Ito's, which colour-blind readers can tell apart).
 NAMES: Dict[str, Tuple[str, str]] = {
     "limit": ("matrix products alone", "#999999"),

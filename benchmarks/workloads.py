@@ -133,7 +133,7 @@ WORKLOADS: Dict[str, Workload] = {
     )
 }
 
-# The values of one dimension at a time for which the cost of the first workload is measured, and what is measured.
+# The values of one dimension at a time for which the cost of the first workload is measured.
 GROWTH: Dict[str, List[int]] = {
     "hidden": [64, 128, 256, 512, 1024],
     "batch_size": [8, 16, 32, 64, 128],
@@ -142,10 +142,4 @@ GROWTH: Dict[str, List[int]] = {
     "vocabulary": [2_500, 10_000, 33_278],
     "samples": [1, 2, 4, 8],
     "particles": [1, 4, 16, 64],
-}
-GROWING: Dict[str, List[str]] = {
-    **dict.fromkeys(GROWTH, ["noisin"]),
-    "hidden": ["noisin", "dropout+noisin"],
-    "samples": ["noisin", "log-averaged"],
-    "particles": ["particle-filter"],
 }

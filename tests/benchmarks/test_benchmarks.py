@@ -10,7 +10,8 @@ from matplotlib.image import imread
 import benchmarks.__main__
 from benchmarks import measure, mxnet_peers, ours, report
 from benchmarks.measure import Contender
-from benchmarks.workloads import GROWING, GROWTH, WORKLOADS
+from benchmarks.report import GROWING
+from benchmarks.workloads import GROWTH, WORKLOADS
 from noisin.graphs import BFLOAT16
 
 TINY = {"vocabulary": 50, "hidden": 8, "batch_size": 4, "unroll": 5}
