@@ -40,8 +40,7 @@ MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command("benchmarks", lambda: _bench(arguments), "nothing was written")
+    return run_command("benchmarks", lambda: _parser().parse_args(argv), _bench)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -57,6 +56,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks", description=__doc__)
+    parser.set_defaults(again="nothing was written")
     parser.add_argument("--rounds", type=positive, default=7, help="turns per contender (default: 7)")
     parser.add_argument(
         "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="settings (default: both)"

@@ -32,10 +32,8 @@ RUNS = Path("runs")
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 1 if a run failed, 2 for a user's mistake, 130."""
-    arguments = _parser().parse_args(argv)
     try:
-        again = "the same command goes on from the last finished epochs"
-        return run_command("experiments", lambda: _do(arguments), again)
+        return run_command("experiments", lambda: _parser().parse_args(argv), _do)
     except RunsFailed as error:
         print(f"experiments: error: {error}; the same command tries them again", file=sys.stderr)
         return 1
@@ -58,6 +56,7 @@ def _do(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description=__doc__)
+    parser.set_defaults(again="the same command goes on from the last finished epochs")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, experiment in EXPERIMENTS.items():
         _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))

@@ -332,6 +332,15 @@ def test_an_interruption_says_what_it_leaves(own_run, capsys, monkeypatch, comma
     assert error.startswith(f"noisin: interrupted; {says}") and error.count("\n") == 1
 
 
+def test_an_interruption_while_a_command_is_imported_is_one_line(capsys, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noisin.commands.main.import_module", interrupted)
+    assert main(["sample", "RUN"]) == 130
+    assert capsys.readouterr().err == "noisin: interrupted; nothing is left half-written\n"
+
+
 def test_sample_writes_what_the_model_has_learned(own_run, capsys):
     assert main(["sample", str(own_run / "run"), "--temperature", "0", "--words", "8", "--prompt", "one two"]) == 0
     # After "seven" or "four" either line may begin.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from importlib import import_module
 from typing import Optional, Sequence
@@ -29,15 +30,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status, as `run_command` does."""
     end_with_parent()
     words = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser(words).parse_args(words)
-    arguments.in_own_process = argv is None
-    return run_command("noisin", lambda: arguments.work(arguments), arguments.again)
+    return run_command("noisin", lambda: _parsed(words, argv is None), lambda arguments: arguments.work(arguments))
 
 
-def _parser(words: Sequence[str]) -> OneLineParser:
+def _parsed(words: Sequence[str], in_own_process: bool) -> argparse.Namespace:
     parser = OneLineParser(prog="noisin", description="Recurrent language models regularised by noise.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"noisin {__version__}")
-    parser.set_defaults(again="nothing is left half-written")
+    parser.set_defaults(in_own_process=in_own_process)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, says in COMMANDS.items():
         command = commands.add_parser(name, help=says, epilog=EPILOG)
@@ -45,4 +44,4 @@ def _parser(words: Sequence[str]) -> OneLineParser:
             module = import_module(f"noisin.commands.{name}")
             command.set_defaults(parser=command, work=module.run)
             module.add_arguments(command)
-    return parser
+    return parser.parse_args(words)

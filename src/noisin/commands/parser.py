@@ -18,17 +18,21 @@ from noisin.system.errors import UserError, escape_unprintable
 EPILOG = "Invalid input ends with one line on stderr and exit status 2, an interruption (Ctrl-C) with status 130."
 
 
-def run_command(program: str, work: Callable[[], Optional[int]], again: str) -> int:
-    """Do the work of a command, and say in one line what a user can cause.
+def run_command(
+    program: str,
+    parse: Callable[[], argparse.Namespace],
+    work: Callable[[argparse.Namespace], Optional[int]],
+) -> int:
+    """Parse a command line and do its work, and say in one line what a user can cause.
 
     Parameters
     ----------
     program : str
         Its name.
-    work : callable
+    parse : function () -> argparse.Namespace
+        Returns the arguments; `again` of them, if there is one, says what an interruption leaves.
+    work : function (argparse.Namespace) -> int or None
         Returns the exit status, or None for 0.
-    again : str
-        What an interruption leaves, for its line.
 
     Returns
     -------
@@ -40,8 +44,11 @@ def run_command(program: str, work: Callable[[], Optional[int]], again: str) -> 
         # A name may have what the output's encoding has not. In a file too, a line is there once it is printed, and
         # before what stderr says next.
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    again = "nothing is left half-written"
     try:
-        status = work() or 0
+        arguments = parse()  # which imports what the command needs
+        again = getattr(arguments, "again", again)
+        status = work(arguments) or 0
         if sys.stdout is not None:  # which the caller may have closed
             sys.stdout.flush()
     except UserError as error:
