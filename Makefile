@@ -34,7 +34,7 @@ help: ## this list (the default)
 	@echo "make TARGET [VARIABLE=VALUE ...]; the first one that needs it also makes $(VENV), which takes a minute or two."
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1 /p' Makefile | while read -r target what; do \
 	  printf '  %-15s %s\n' "$$target" "$$what"; done
-	@echo "The experiments, from demo to annealing, take"
+	@echo "The experiments, from demo to objective, take"
 	@echo "EPOCHS= METHODS= SEEDS= ONLY= JOBS= DEVICE= DTYPE= and ARGS=, for example:"
 	@echo "  make ptb EPOCHS=1 METHODS='none,noisin*'"
 	@echo "  make table2 ONLY=layers=2,activation=tanh"
@@ -62,25 +62,26 @@ $(READY): $(STAMP) $(wildcard src/noisin/native/*.[ch])
 # ---- the main job --------------------------------------------------------------------------------------------------
 
 EXPERIMENTS := demo figure2 table2 table3 gamma rates lower-bound initialisation identity zaremba unroll spread settings \
-  icml annealing
+  icml annealing objective
 .PHONY: $(EXPERIMENTS) ptb wikitext2
-demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, under 3 minutes
+demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, about a minute
 figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
 ptb: figure2 ## another name of it
-table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank: a night on two cores, ours beside the paper's
-table3: $(READY) ## the same on WikiText-2, which is the paper's Table 3: another night
+table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank: about 8 hours on two cores; ours beside the paper's
+table3: $(READY) ## the same on WikiText-2, which is the paper's Table 3: about 5 hours
 wikitext2: table3 ## another name of it
 gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way
 lower-bound: $(READY) ## compare two readings of the bound that the paper sets a learned gamma
 initialisation: $(READY) ## compare what the recurrent weights start from, on the 1-layer tanh network
-identity: $(READY) ## Table 2's tanh networks again, from the start that validates best
+identity: $(READY) ## Table 2's tanh and ReLU networks again, from the identity
 zaremba: $(READY) ## the methods on a well-known small LSTM with a published perplexity, on the Penn Treebank
 unroll: $(READY) ## what WikiText-2's batch and unroll cost that LSTM
 spread: $(READY) ## choose the noise by validation on WikiText-2
 settings: $(READY) ## what explains the paper's perplexity on WikiText-2: a tied decoder, standard dropout
 icml: $(READY) ## dropout with noise of five families, as the paper's later version has it
 annealing: $(READY) ## whether noise still helps plain RNNs when the learning rate decays
+objective: $(READY) ## what the tighter objective does to a learned gamma, with ten trajectories
 $(EXPERIMENTS):
 	@$(PY) -m experiments $@ $(NARROW)
 

@@ -143,7 +143,7 @@ def _versions() -> Dict[str, Optional[str]]:
 
 
 def _startup_seconds() -> Optional[float]:
-    """Return the seconds from the start of `noisin train` on the cached Penn Treebank to its first step.
+    """Return the seconds from the start of `noisin train` on the Penn Treebank to its first step.
 
     Without the corpus, return None.
     """
@@ -156,7 +156,7 @@ def _startup_seconds() -> Optional[float]:
             print(f"start-up left out: {last_line(outcome.stderr)}", file=sys.stderr)
             return None
         seconds.append(json.loads(outcome.stdout) - start)
-    return statistics.median(seconds[1:])  # the first start fills the cache
+    return statistics.median(seconds[1:])  # the first start reads from the disk
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -13,9 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.workloads import GROWTH, WORKLOADS
+from noisin.figures import save
 from noisin.methods import DROPOUT, METHODS, NOISIN, NOISIN_STAR, NONE
 from noisin.system.errors import UserError
-from noisin.system.files import read_json, write_file
+from noisin.system.files import read_json
 from noisin.tables import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -242,7 +242,7 @@ def draw_speed(results: Mapping[str, Any], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_growth(results: Mapping[str, Any], path: Path) -> None:
@@ -276,7 +276,7 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
     title = f"Cost of a NOISIN training step, float32; what is not varied is as in: {TITLES[growth[0]['workload']]}"
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:
@@ -290,12 +290,6 @@ def step_milliseconds(entry: Mapping[str, Any]) -> float:
     """Return the milliseconds per training step of a growth measurement."""
     change = {name: entry[name] for name in GROWTH if name in entry}
     return 1000 * WORKLOADS[entry["workload"]].changed(change).words / entry["words_per_second"]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png", metadata={"Software": None})
-    write_file(path, buffer.getvalue())
 
 
 def workloads_in(results: Mapping[str, Any]) -> List[str]:

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from experiments.catalogue import EXPERIMENTS, Experiment
 from experiments.grid.engines import Ended, Relay, dask_engine, local_engine
-from experiments.grid.runner import RunsFailed, run_grid
+from experiments.grid.runner import run_grid
 from experiments.records import RESULTS, draw, floor_of
 from experiments.report.build import FOLDER, write_own_report, write_report
 from experiments.report.readme import update_pages
@@ -32,14 +32,10 @@ RUNS = Path("runs")
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return the exit status: 0, 1 if a run failed, 2 for a user's mistake, 130."""
-    try:
-        return run_command("experiments", lambda: _parser().parse_args(argv), _do)
-    except RunsFailed as error:
-        print(f"experiments: error: {error}; the same command tries them again", file=sys.stderr)
-        return 1
+    return run_command("experiments", lambda: _parser().parse_args(argv), _do)
 
 
-def _do(arguments: argparse.Namespace) -> None:
+def _do(arguments: argparse.Namespace) -> Optional[int]:
     if arguments.command == "readme":
         update_pages()
     elif arguments.command == "report":
@@ -51,7 +47,8 @@ def _do(arguments: argparse.Namespace) -> None:
             write_own_report(arguments.runs, out)
         print(f"Written: {escape_unprintable(str(out / 'index.html'))}, and its tables and figures beside it")
     else:
-        _compare(EXPERIMENTS[arguments.command], arguments)
+        return _compare(EXPERIMENTS[arguments.command], arguments)
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,7 +125,7 @@ def _numbers(text: str) -> List[int]:
     return list(dict.fromkeys(map(natural, names(text))))  # 1 and 01 are one
 
 
-def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
+def _compare(experiment: Experiment, arguments: argparse.Namespace) -> int:
     narrowing: Dict[str, Any] = {name: getattr(arguments, name) for name in ("epochs", "dtype")}
     narrowing = {name: value for name, value in narrowing.items() if value is not None}
     configs = experiment.configs(arguments.methods, arguments.seeds, **narrowing)
@@ -156,17 +153,13 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
     # Two runs of one thread make more words a second than two of two.
     cores = arguments.threads or (1 if remote else min(useful, max(1, threads() // jobs)))
-    failure = None
-    try:
-        records = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
-    except RunsFailed as error:
-        failure, records = error, error.records
-    try:
-        if records:
-            _show(experiment, records, narrowing, kept)
-    finally:
-        if failure:
-            raise failure
+    records, failed = run_grid(configs, RUNS / experiment.name, results, engine, cores, arguments.device, elsewhere)
+    if records:
+        _show(experiment, records, narrowing, kept)
+    if failed:
+        said = f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}; the same command tries them again"
+        print(f"experiments: error: {said}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _having(configs: Sequence[Config], name: str, value: str) -> List[Config]:

@@ -36,11 +36,6 @@ def find_record(records: Iterable[Dict[str, Any]], config: Config) -> Optional[D
     return None
 
 
-def with_defaults(record: Mapping[str, Any]) -> Dict[str, Any]:
-    """The record with all options in its configuration: one that is new since then has its default."""
-    return {**record, "config": recorded_config(record["config"]).to_dict()}
-
-
 def floor_of(records: Iterable[Mapping[str, Any]]) -> Optional[float]:
     """The perplexity below which no model can be, where the text's source is known."""
     return next((record["floor_ppl"] for record in records if record.get("floor_ppl")), None)
@@ -62,7 +57,6 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
 
 def draw(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the curves of an experiment's runs: as Figure 2 if it has one case, else one panel per case."""
-    records = [with_defaults(record) for record in records]
     if len(experiment.cases) == 1:
         return figure2(records, experiment.title, floor_of(records))
     panels = {case.title: [record for record in records if _covers(case, record)] for case in experiment.cases}

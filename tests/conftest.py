@@ -1,4 +1,4 @@
-"""What all tests share: where the real corpora are, a cache of their own, and a seed that can be replayed."""
+"""What all tests share: where the real corpora are, and a seed that can be replayed."""
 
 from __future__ import annotations
 
@@ -71,15 +71,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = (yield).get_result()  # type: ignore[attr-defined]
     if report.failed:
         report.sections.append(("seed", f"NOISIN_TEST_SEED={_seed(item)} replays this test"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the tests, and the commands they run, out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NOISIN_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from mxnet import autograd, gluon
 from noisin.cells import begin_sequence, make_cells
 from noisin.graphs import traced_for
 from noisin.noise import FAMILIES
-from noisin.regularisers import NoisyCell, VariationalDropoutCell, draw_mask
+from noisin.regularisers import VariationalDropoutCell, draw_mask
 from noisin.system.errors import plural
 
 T, B, INPUTS, HIDDEN = 4, 3, 3, 5
@@ -414,24 +414,6 @@ def test_wrapping_leaves_the_names_of_parameters(cell, activation, method):
     assert all("noise" in name for name in extra) and bool(extra) == (method in NOISY)
 
 
-@pytest.mark.parametrize("saving", ["none", "dropout", "additive", "learned additive"])
-@pytest.mark.parametrize("loading", ["none", "dropout", "additive", "learned additive"])
-@pytest.mark.parametrize("by", ["block", "full name"])
-def test_weights_load_across_methods(saving, loading, by, tmp_path):
-    source, target = make_stack("lstm", None, saving), make_stack("lstm", None, loading)
-    for parameter in target.collect_params(".*(weight|bias)").values():
-        parameter.set_data(parameter.data() * 0)
-    path = str(tmp_path / "cells.params")
-    if by == "block":
-        source.save_parameters(path)
-        target.load_parameters(path, ignore_extra=True, allow_missing=True)
-    else:
-        source.collect_params().save(path)
-        target.collect_params().load(path, ignore_extra=True, allow_missing=True)
-    for name, parameter in source.collect_params(".*(weight|bias)").items():
-        assert (target.collect_params()[name].data() == parameter.data()).asnumpy().all(), name
-
-
 @each_cell
 @pytest.mark.parametrize("method", METHODS)
 def test_begin_state_is_what_state_info_says(cell, activation, method):
@@ -510,10 +492,6 @@ def test_mask_entries_are_0_or_the_inverse_of_the_kept_fraction(rate, training):
     assert abs(kept.mean() - (1 - rate)) < ERRORS * math.sqrt(rate * (1 - rate) / mask.size)
 
 
-def test_mask_of_rate_0_is_ones():
-    assert (draw_mask(mx.nd, mx.nd.ones((3, 4)), 0.0).asnumpy() == 1).all()
-
-
 @pytest.mark.parametrize("cell, activation", [("rnn", "sigmoid"), ("lstm", None)])
 def test_output_mask_is_constant_in_time_and_differs_between_rows_and_sequences(cell, activation):
     stack, inputs, patterns = dropped_stack(cell, activation, outputs=0.5), sequence(batch_size=50), []
@@ -584,31 +562,8 @@ def test_predict_mode_ignores_masks_and_training_leaves_nothing_behind(cell, act
     assert all((next_states[n] == states[n]).asnumpy().all() for n in range(len(states)) if n % own >= own - 3)
 
 
-@each_cell
-def test_begin_sequence_keeps_carried_states_and_renews_every_mask(cell, activation):
-    stack = make_stack(cell, activation, "dropout", inputs=40, hidden=50)
-    states = random_states(stack, B)
-    renewed = begin_sequence(stack, states)
-    assert [state.shape for state in renewed] == [state.shape for state in states]
-    own = len(states) // 2
-    for n, (old, new) in enumerate(zip(states, renewed)):
-        same = (old == new).asnumpy()
-        assert same.all() if n % own < own - 3 else 0.2 < same.mean() < 0.9
-
-
-def test_a_stack_without_masks_begins_a_sequence_as_it_ended_the_last():
-    stack = make_stack("lstm", None, "additive")
-    states = random_states(stack, B)
-    assert all(new is old for new, old in zip(begin_sequence(stack, states), states))
-
-
 @pytest.mark.parametrize("name", RATES)
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
 def test_impossible_dropout_rate_is_refused(name, rate):
     with pytest.raises(ValueError, match=f"dropout rate of {name} is {rate}"):
         dropped_stack(**{name: rate})
-
-
-def test_wrappers_are_the_ones_the_factory_names():
-    assert isinstance(make_stack("gru", None, "additive")[0], NoisyCell)
-    assert isinstance(make_stack("gru", None, "dropout")[1], VariationalDropoutCell)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mxnet as mx
 import pytest
+from helpers.commands import refused
 from helpers.processes import ROOT
 from helpers.processes import run as run_process
 from helpers.records import without_times
@@ -33,18 +34,6 @@ QUICK = ["--hidden", "8", "--epochs", "1", "--quiet"]
 
 # Of a name of 300 characters: from Python 3.14 on, pathlib says that there is no such file.
 TOO_LONG = "does not exist" if sys.version_info >= (3, 14) else "File name too long"
-
-
-def refused(capsys, *arguments):
-    """Run the command, which must fail as a user's mistake does, and return the one line it says."""
-    try:
-        status = main(list(arguments))
-    except SystemExit as stop:  # argparse
-        status = stop.code
-    captured = capsys.readouterr()
-    assert status == 2
-    assert captured.err.count("\n") == 1 and "error: " in captured.err, captured.err
-    return captured.err
 
 
 @pytest.mark.parametrize(
@@ -106,6 +95,8 @@ def refused(capsys, *arguments):
         ("sample . --temperature -1", "argument --temperature: '-1' is not a number of at least 0"),
         ("sample . --temperature x", "argument --temperature: 'x' is not a number of at least 0"),
         ("sample . --top-p 0", "argument --top-p: '0' is not a number above 0 and at most 1"),
+        ("evaluate . --samples 2000", "argument --samples: '2000' is invalid: it must be from 1 to 1000"),
+        ("evaluate . --repetitions 2", "--repetitions has no effect without --particles"),
         ("data", "CORPUS"),
         ("train --decoder tied --embedding 8 --hidden 9", "--embedding is 8 and --hidden is 9: a tied decoder"),
         ("train --corpus .", ".: no text in this folder; put train.txt, valid.txt and test.txt there"),
@@ -313,7 +304,8 @@ def test_a_run_may_be_looked_at_with_less_memory_than_its_training_took(own_run,
     run = str(own_run / "run")
     config = RunDirectory(run).read_config()
     monkeypatch.setattr("noisin.model.MEMORY", 2**20)
-    for command, options in (("evaluate", {}), ("sample", {"eval_samples": 1000})):
+    monkeypatch.chdir(own_run)  # where robustness draws
+    for command, options in (("evaluate", {}), ("robustness", {}), ("sample", {"eval_samples": 1000})):
         wide = dataclasses.replace(config, batch_size=100_000, **options)
         monkeypatch.setattr(RunDirectory, "read_config", lambda _, wide=wide: wide)
         assert main([command, run]) == 0
@@ -577,13 +569,6 @@ def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "diverged ends with status 3" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_run_directory_that_cannot_be_made_is_one_line(capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "cannot make the run directory" in refused(
-        capsys, "train", "--run-dir", str(tmp_path / "file" / "run"), *QUICK
-    )
 
 
 @pytest.mark.parametrize("lacking", ["avx512f", "avx512bw", "avx512dq", "avx512vl"])

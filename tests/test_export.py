@@ -13,6 +13,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from helpers.commands import refused
 from helpers.models import CELLS, make_language_model
 from helpers.processes import ROOT, file_size_limit
 from mxnet import autograd
@@ -214,20 +215,12 @@ def test_a_missing_file_to_write_is_said(folder, capsys):
     assert "NAME-OF-THE-RUN' is a run: name the file to write behind it" in capsys.readouterr().err
 
 
-def refused(capsys, *arguments):
-    """Export, which must fail as a user's mistake does, and return the one line it says."""
-    assert main(["export", *map(str, arguments)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("noisin: error: ") and error.count("\n") == 1, error
-    return error
-
-
 @pytest.mark.parametrize("name", ["", ".", "folder", "folder/..", "pipe", "/"])
 def test_only_a_file_is_replaced(folder, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     os.mkfifo("pipe")
-    line = refused(capsys, folder / "runs" / "NAME-OF-THE-RUN", name)
+    line = refused(capsys, "export", folder / "runs" / "NAME-OF-THE-RUN", name)
     assert f"cannot write {Path(name)}: it is not a regular file; name another one" in line
     assert sorted(os.listdir()) == ["folder", "pipe"]
 
@@ -236,10 +229,12 @@ def test_a_file_that_cannot_be_written_is_one_line_and_leaves_what_was_there(fol
     (tmp_path / "file.onnx").write_bytes(b"before")
     run = folder / "runs" / "NAME-OF-THE-RUN"
     with file_size_limit(100):
-        assert f"cannot write {tmp_path}/file.onnx: File too large" in refused(capsys, run, tmp_path / "file.onnx")
+        assert f"cannot write {tmp_path}/file.onnx: File too large" in refused(
+            capsys, "export", run, tmp_path / "file.onnx"
+        )
     below = tmp_path / "file.onnx" / "model.onnx"
-    assert f"cannot write {below}: there is no folder {below.parent}" in refused(capsys, run, below)
-    assert "File name too long" in refused(capsys, run, tmp_path / (300 * "x" + ".onnx"))
+    assert f"cannot write {below}: there is no folder {below.parent}" in refused(capsys, "export", run, below)
+    assert "File name too long" in refused(capsys, "export", run, tmp_path / (300 * "x" + ".onnx"))
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file.onnx", b"before")]
 
 
@@ -247,24 +242,24 @@ def test_no_file_of_a_run_is_overwritten(folder, capsys):
     run = folder / "runs" / "NAME-OF-THE-RUN"
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for name in before:
-        assert "name a file that ends in .onnx" in refused(capsys, run, run / name)
+        assert "name a file that ends in .onnx" in refused(capsys, "export", run, run / name)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_a_run_that_cannot_be_exported_is_one_line(folder, tmp_path, capsys):
     to = tmp_path / "model.onnx"
-    assert "nowhere does not exist" in refused(capsys, tmp_path / "nowhere", to)
+    assert "nowhere does not exist" in refused(capsys, "export", tmp_path / "nowhere", to)
     run = tmp_path / "run"
     shutil.copytree(folder / "runs" / "NAME-OF-THE-RUN", run)
     (weights,) = run.glob("best-*.safetensors")
     weights.unlink()
-    assert f"{weights} is missing" in refused(capsys, run, to)
+    assert f"{weights} is missing" in refused(capsys, "export", run, to)
     (run / "state.json").unlink()
-    assert f"{run / 'state.json'} is missing" in refused(capsys, run, to)
+    assert f"{run / 'state.json'} is missing" in refused(capsys, "export", run, to)
     (run / "record.json").unlink()
-    assert f"{run} has no finished epoch: train it first" in refused(capsys, run, to)
+    assert f"{run} has no finished epoch: train it first" in refused(capsys, "export", run, to)
     absent = tmp_path / "absent" / "model.onnx"
-    assert f"there is no folder {absent.parent}; make it, or name another one" in refused(capsys, run, absent)
+    assert f"there is no folder {absent.parent}; make it, or name another one" in refused(capsys, "export", run, absent)
     assert not absent.parent.exists()
     assert not to.exists()
 
@@ -272,5 +267,5 @@ def test_a_run_that_cannot_be_exported_is_one_line(folder, tmp_path, capsys):
 def test_export_without_onnx_is_one_line(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "noisin.export")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    line = refused(capsys, folder / "runs" / "NAME-OF-THE-RUN", tmp_path / "model.onnx")
+    line = refused(capsys, "export", folder / "runs" / "NAME-OF-THE-RUN", tmp_path / "model.onnx")
     assert "export needs onnx (" in line and "pip install '.[onnx]' in noisin's folder" in line

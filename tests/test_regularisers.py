@@ -7,7 +7,7 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers.gradients import assert_close, forward_backward
+from helpers.gradients import assert_close, assert_same, forward_backward
 from helpers.models import RATES, Frozen, Stepped, Unrolled, freeze, random_states, set_weights
 from helpers.reference import numpy_unroll
 from mxnet import autograd
@@ -81,25 +81,13 @@ def test_noise_and_masks_are_those_of_the_equations_in_either_order(kind, mode, 
 @each_mode
 @each_order
 def test_over_gluons_cell_it_is_the_same_function(mode, compose):
-    results, states = [], None
+    results, inputs, states = [], sequence(), None
     for new in (LSTMCell, rnn.LSTMCell):
         cell = made(compose(new(HIDDEN, input_size=INPUTS, prefix="cell_"), mode))
         noises([cell])[0].family = Frozen(np.cos(np.arange(T * B * HIDDEN)))
         states = states or random_states(cell, B)
-        results.append(forward_backward_once(cell, states))
-    for found, expected in zip(*results):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def forward_backward_once(cell, states):
-    inputs = mx.nd.array(np.sin(np.arange(T * B * INPUTS)).reshape(T, B, INPUTS))
-    inputs.attach_grad()
-    with autograd.record():
-        outputs, after = cell.unroll(T, inputs, states, "TNC", True)
-        loss = (outputs * outputs).sum() + sum((state * state).sum() for state in after)
-    loss.backward()
-    gradients = [p.grad() for p in cell._collect_params_with_prefix().values() if p.grad_req != "null"]
-    return [array.asnumpy() for array in (outputs, *after, inputs.grad, *gradients)]
+        results.append(forward_backward(Unrolled(cell, T), inputs, states))
+    assert_same(*results)
 
 
 @each_mode

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from helpers.commands import refused
 
 from noisin import tuning
 from noisin.commands.main import main
@@ -82,16 +83,6 @@ def search(folder, trials, methods=METHOD_NAMES, report=lambda line: None, **fix
 def outcome(study):
     """What a repetition of the study must reproduce."""
     return [(trial.number, trial.state, trial.params, trial.intermediate_values) for trial in study.ended()]
-
-
-def refused(capsys, *arguments):
-    try:
-        status = main(["tune", *arguments])
-    except SystemExit as stop:
-        status = stop.code
-    error = capsys.readouterr().err
-    assert status == 2 and error.count("\n") == 1 and "error: " in error, error
-    return error
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -241,27 +232,29 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, says):
-    assert says in refused(capsys, *arguments.split())
+    assert says in refused(capsys, "tune", *arguments.split())
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
 
 
 def test_without_optuna_one_line_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "noisin.tuning")
-    assert "needs Optuna" in refused(capsys)
+    assert "needs Optuna" in refused(capsys, "tune")
 
 
 def test_a_study_of_other_options_or_another_text_is_refused(capsys):
     search("study", 1, epochs=1)
     known = [*OPTIONS, "--epochs", "1", "--study", "study", "--trials", "1", "--methods", ",".join(METHOD_NAMES)]
-    assert "hidden was 4, is 5" in refused(capsys, *known, "--hidden", "5")
-    assert "methods was ['noisin', 'dropout+noisin'], is ['noisin']" in refused(capsys, *known, "--methods", "noisin")
-    assert "gamma was " in refused(capsys, *known, "--gamma", "0.3")
+    assert "hidden was 4, is 5" in refused(capsys, "tune", *known, "--hidden", "5")
+    assert "methods was ['noisin', 'dropout+noisin'], is ['noisin']" in refused(
+        capsys, "tune", *known, "--methods", "noisin"
+    )
+    assert "gamma was " in refused(capsys, "tune", *known, "--gamma", "0.3")
     Path("text.txt").rename("moved.txt")
     assert main(["tune", *known, "--corpus", "moved.txt"]) == 0
     capsys.readouterr()
     Path("text.txt").write_text("six seven eight\n" * 200)
-    assert "study holds another study (the text is another one)" in refused(capsys, *known)
+    assert "study holds another study (the text is another one)" in refused(capsys, "tune", *known)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +278,7 @@ def test_a_damaged_study_is_refused_in_one_line(capsys, old, new):
     assert old in content
     journal.write_bytes(content.replace(old, new))
     known = [*OPTIONS, "--epochs", "1", "--study", "study", "--trials", "1", "--methods", ",".join(METHOD_NAMES)]
-    said = refused(capsys, *known)
+    said = refused(capsys, "tune", *known)
     assert "study/study.jsonl is damaged (" in said and said.endswith("or delete it to begin the study again\n")
 
 
@@ -299,7 +292,7 @@ def test_a_torn_last_line_of_the_journal_is_cut_off():
 
 def test_a_folder_of_something_else_is_no_study(capsys):
     Path("runs", "one").mkdir(parents=True)
-    assert "runs holds no study, but one: give a new folder" in refused(capsys, *OPTIONS, "--study", "runs")
+    assert "runs holds no study, but one: give a new folder" in refused(capsys, "tune", *OPTIONS, "--study", "runs")
     assert [path.name for path in Path("runs").iterdir()] == ["one"]
 
 

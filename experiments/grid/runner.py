@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -19,21 +19,6 @@ from noisin.system.files import write_json
 from noisin.system.process import Job
 
 
-class RunsFailed(Exception):
-    """Some runs ended without a record; each has said why.
-
-    Parameters
-    ----------
-    message : str
-    records : list of dict
-        Of the others, as `run_grid` returns them.
-    """
-
-    def __init__(self, message: str, records: List[Dict[str, Any]]) -> None:
-        super().__init__(message)
-        self.records = records
-
-
 def run_grid(
     configs: Sequence[Config],
     runs: Path,
@@ -42,8 +27,8 @@ def run_grid(
     threads: int = 1,
     device: str = "auto",
     elsewhere: Sequence[Path] = (),
-) -> List[Dict[str, Any]]:
-    """Bring every configuration to a record in `results`, and return the records in the order of `configs`.
+) -> Tuple[List[Dict[str, Any]], List[str]]:
+    """Bring every configuration to a record in `results`.
 
     Each run is a process of its own, `noisin train`, with its run directory below `runs`.
 
@@ -61,10 +46,10 @@ def run_grid(
     elsewhere : sequence of Path
         Further folders of records: a run that has one there is not run again.
 
-    Raises
-    ------
-    RunsFailed
-        If a run ends without a record; the others are finished first.
+    Returns
+    -------
+    (list of dict, list of str)
+        The records in the order of `configs`, and the names of the runs that ended without one; each has said why.
     """
     done = load_records(results, *elsewhere)
     missing = {config.name: config for config in configs if find_record(done, config) is None}
@@ -73,16 +58,15 @@ def run_grid(
     failed = set(missing)
     if missing:
         jobs = {name: _job(config, runs, threads, device) for name, config in missing.items()}
-        with _View(missing) as view, contextlib.closing(engine(jobs, view.relay)) as ended:
+        view = _View(missing)
+        with view.bar, contextlib.closing(engine(jobs, view.relay)) as ended:
             for name, record in ended:
                 view.end(name)
                 if record is not None and _filed(results, missing[name], record):
                     failed.remove(name)
     done = load_records(results, *elsewhere)
     records = [record for record in (find_record(done, config) for config in configs) if record is not None]
-    if failed:
-        raise RunsFailed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(sorted(failed))}", records)
-    return records
+    return records, sorted(failed)
 
 
 def _filed(folder: Path, config: Config, record: Dict[str, Any]) -> bool:
@@ -99,7 +83,7 @@ def _job(config: Config, runs: Path, threads: int, device: str) -> Job:
     directory = (runs / config.name).resolve()
     if not (directory / "options.json").exists():  # what it says is in the directory's name
         write_json(directory / "options.json", config.to_dict())
-    # Where corpora and caches are is for this command to say, not for the environment of a worker elsewhere.
+    # Where the corpora are is for this command to say, not for the environment of a worker elsewhere.
     environment = {name: value for name, value in os.environ.items() if name.startswith("NOISIN_")}
     return Job(str(directory), os.getcwd(), device, {**environment, "OMP_NUM_THREADS": str(threads)})
 
@@ -112,7 +96,7 @@ class _View:
         self._labels = _labels(configs)
         self._shares = dict.fromkeys(configs, 0.0)  # of each run's epochs, what is done
         self._lock = threading.Lock()
-        self._bar = tqdm(
+        self.bar = tqdm(
             total=len(configs),
             desc="runs",
             bar_format="{l_bar}{bar}| {n:.1f} of {total} [{elapsed}, at most {remaining} to go]",
@@ -121,12 +105,6 @@ class _View:
             disable=None,
             leave=False,
         )
-
-    def __enter__(self) -> _View:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
 
     def relay(self, name: str, line: str) -> None:
         """Print a line of a run behind its label."""
@@ -142,12 +120,12 @@ class _View:
     def _move(self, name: str, share: float, earlier: bool = False) -> None:
         with self._lock:
             step = share - self._shares[name]
-            if self._bar.disable or step <= 0:
+            if self.bar.disable or step <= 0:
                 return
             self._shares[name] = share
             if earlier:  # done by an earlier command: it says nothing of this one's speed
-                self._bar.initial += step
-            self._bar.update(step)
+                self.bar.initial += step
+            self.bar.update(step)
 
 
 def _labels(configs: Mapping[str, Config]) -> Dict[str, str]:

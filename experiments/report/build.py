@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import report as speed
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
-from experiments.records import RESULTS, floor_of, with_defaults
+from experiments.records import RESULTS, floor_of
 from experiments.report.claims import MISSING, UNMEASURED, Judgement, judge
 from experiments.report.page import Compared, Overview, Picture, Section, Speed, page
 from experiments.report.runs import ESTIMATORS, OWN, Run, chosen_runs, load_runs, number, runs_of, runs_of_case
@@ -33,7 +33,7 @@ from experiments.report.tables import (
 from noisin import figures
 from noisin.methods import METHODS
 from noisin.runs.comparison import by_corpus, draw, labels
-from noisin.system.errors import UserError, plural
+from noisin.system.errors import plural
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
@@ -61,7 +61,7 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
     in_sections = {line.run for section in sections for line in section.lines if line.run}
     others = _compared([run for run in runs if run not in in_sections], out)
     timing = None if measured is None else _speed(measured, out)
-    _write(out / "index.html", page(runs, sections, others, judgements, _claims(judgements, out), timing))
+    write_file(out / "index.html", page(runs, sections, others, judgements, _claims(judgements, out), timing))
 
 
 def write_own_report(folder: Path, out: Path = FOLDER / "runs") -> None:
@@ -86,7 +86,7 @@ def write_own_report(folder: Path, out: Path = FOLDER / "runs") -> None:
     sections = [_section(experiment, runs, out) for experiment in published if runs_of(experiment, runs)]
     judgements = [one for one in judge(runs) if one.verdict not in (MISSING, UNMEASURED)]
     shown = page(runs, sections, _compared(runs, out), judgements, _claims(judgements, out), own=str(folder))
-    _write(out / "index.html", shown)
+    write_file(out / "index.html", shown)
 
 
 def _claims(judgements: Sequence[Judgement], out: Path) -> Dict[str, str]:
@@ -101,13 +101,11 @@ def _compared(runs: Sequence[Run], out: Path) -> List[Compared]:
     """Write the curves of these runs, and keep them for the page; by corpus."""
     of = {run.file: run for run in runs}
     found = []
-    for index, alike in enumerate(by_corpus({name: with_defaults(run.record) for name, run in of.items()}), 1):
+    for index, alike in enumerate(by_corpus({name: run.record for name, run in of.items()}), 1):
         lines_of = {label: Line(Case(), of[name].config.method, of[name]) for label, name in labels(alike).items()}
         best = sorted(alike, key=lambda name: of[name].valid)[:CURVES]
-        path = out / f"compared-{index}.svg"
-        figures.save(draw({name: alike[name] for name in best}), path)
-        said = " ".join(_ends([of[name] for name in best], key) for key in ("valid_ppl", "train_ppl"))
-        picture = Picture(_read(path), "svg+xml", f"Validation and training perplexity against the epoch. {said}")
+        figure = draw({name: alike[name] for name in best})
+        picture = _picture(figure, out / f"compared-{index}.svg", _course([of[name] for name in best]))
         found.append(Compared(of[best[0]].record["corpus"], lines_of, picture, len(alike) > CURVES))
     return found
 
@@ -125,7 +123,9 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
             name = experiment.name + (f"-case{index}" if len(experiment.cases) > 1 else "")
             drawn.append((case.title, _draw(name, of_case, runs_of(experiment, runs), out)))
     if experiment.published:
-        drawn.insert(0, ("", [_draw_against_paper(experiment, runs, out)]))
+        words = "Test perplexities of ours beside the published; the table has the numbers."
+        path = out / f"{experiment.name}-against-paper.svg"
+        drawn.insert(0, ("", [_picture(draw_against_paper(experiment, runs), path, words)]))
     return Section(experiment, found, files, drawn, overview)
 
 
@@ -144,7 +144,7 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
         f"{name}.tex": latex(shown, title),
     }
     for file, content in contents.items():
-        _write(out / file, content)
+        write_file(out / file, content)
     return contents
 
 
@@ -167,28 +167,28 @@ def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
     return figures.against_paper(panels, experiment.title)
 
 
-def _draw_against_paper(experiment: Experiment, runs: Sequence[Run], out: Path) -> Picture:
-    """Write the picture of an experiment's test perplexities and the published ones."""
-    path = out / f"{experiment.name}-against-paper.svg"
-    figures.save(draw_against_paper(experiment, runs), path)
-    return Picture(_read(path), "svg+xml", "Test perplexities of ours beside the published; the table has the numbers.")
-
-
 def _draw(name: str, runs: Sequence[Run], compared_with: Sequence[Run], out: Path) -> List[Picture]:
-    """Write the curves of these runs as SVG: validation, training, and gamma's path where it is learned."""
-    records, others = ([with_defaults(run.record) for run in found] for found in (runs, compared_with))
-    drawn = []
-    for key, what in (("valid_ppl", "validation"), ("train_ppl", "training")):
-        path = out / f"{name}-{what}.svg"
-        figures.save(figures.curves(records, key, floor_of(records), others), path)
-        said = f"{what.capitalize()} perplexity against the epoch. {_ends(runs, key)}"
-        drawn.append(Picture(_read(path), "svg+xml", said))
-    learned = [record for run, record in zip(runs, records) if run.config.acts("lower_bound") and run.epochs]
+    """Write the curves of these runs: perplexities, and gamma's path where it is learned."""
+    records, others = ([run.record for run in found] for found in (runs, compared_with))
+    figure = figures.figure2(records, floor=floor_of(records), compared_with=others)
+    drawn = [_picture(figure, out / f"{name}-curves.svg", _course(runs))]
+    learned = [run.record for run in runs if run.config.acts("lower_bound") and run.epochs]
     if learned:
-        path = out / f"{name}-gamma.svg"
-        figures.save(figures.gamma_paths(learned), path)
-        drawn.append(Picture(_read(path), "svg+xml", f"Learned gamma against the epoch. {_gammas(runs)}"))
+        words = f"Learned gamma against the epoch. {_gammas(runs)}"
+        drawn.append(_picture(figures.gamma_paths(learned), out / f"{name}-gamma.svg", words))
     return drawn
+
+
+def _picture(figure: Figure, path: Path, words: str) -> Picture:
+    """Write a figure as SVG, and keep it for the page."""
+    figures.save(figure, path)
+    return Picture(path.read_bytes(), "svg+xml", words)
+
+
+def _course(runs: Sequence[Run]) -> str:
+    """What the curves of these runs show, in words."""
+    said = {name: _ends(runs, f"{name}_ppl") for name in ("valid", "train")}
+    return f"Perplexity against the epoch. Validation: {said['valid']} Training: {said['train']}"
 
 
 def _ends(runs: Sequence[Run], key: str) -> str:
@@ -228,19 +228,8 @@ def _speed(measured: Mapping[str, Any], out: Path) -> Speed:
             tables.append((f"{speed.TITLES[workload]}: ratios", ratios))
     speed.draw(measured, out)
     said = "Words a second of every contender; the tables have the numbers."
-    pictures = [Picture(_read(out / speed.SPEED_PICTURE), "png", said)]
+    pictures = [Picture((out / speed.SPEED_PICTURE).read_bytes(), "png", said)]
     if measured["growth"]:
         said = "Milliseconds a step and peak memory against one dimension at a time."
-        pictures.append(Picture(_read(out / speed.GROWTH_PICTURE), "png", said))
+        pictures.append(Picture((out / speed.GROWTH_PICTURE).read_bytes(), "png", said))
     return Speed(facts, tables, pictures)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    write_file(path, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from benchmarks.report import TITLES, relative_rates
@@ -94,12 +94,9 @@ def judge(runs: Sequence[Run], measurements: Optional[Mapping[str, Any]] = None)
     deviations = seed_deviations(runs)
     found: List[Judgement] = []
     for claim in RIVALS:
-        of_cases = [_beats(claim, TABLE2, case, runs, deviations) for case in TABLE2.cases]
-        found += _beats_throughout(claim, TABLE2, of_cases)
-        for judgements in of_cases:
-            found += judgements
-        for experiment, case in settings[len(of_cases) :]:
-            found += _beats(claim, experiment, case, runs, deviations)
+        judged = [_beats(claim, experiment, case, runs, deviations) for experiment, case in settings]
+        found += _beats_throughout(claim, TABLE2, judged[: len(TABLE2.cases)])  # which come first
+        found += chain.from_iterable(judged)
     found += _stable_over_seeds(settings, runs)
     found += _stable_over_cases(TABLE2, runs)
     found += _overfits_later(FIGURE2, runs)

@@ -202,15 +202,10 @@ def page(
 
 def _dates(runs: Sequence[Run]) -> str:
     """How many runs, when and on what."""
-    finished = sorted(str(run.record["finished"])[:10] for run in runs if run.record.get("finished"))
-    between = f", finished {' to '.join(dict.fromkeys((finished[0], finished[-1])))}" if finished else ""
-    hardware = {_machine(run) for run in runs} - {""}
-    return f"{plural(len(runs), 'run')}{between}" + (f", on {'; '.join(sorted(hardware))}" if hardware else "") + "."
-
-
-def _machine(run: Run) -> str:
-    hardware = run.record.get("hardware")
-    return str(hardware.get("cpu", "")) if isinstance(hardware, dict) else ""
+    finished = sorted(run.record["finished"][:10] for run in runs)
+    between = " to ".join(dict.fromkeys((finished[0], finished[-1])))
+    hardware = "; ".join(sorted({run.record["hardware"]["cpu"] for run in runs}))
+    return f"{plural(len(runs), 'run')}, finished {between}, on {hardware}."
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

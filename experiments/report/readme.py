@@ -54,7 +54,10 @@ def results_section() -> str:
     parts += [_by_itself(experiment, runs) for experiment in found if not is_beside_paper(experiment)]
     verdicts = verdicts_frame(judge(runs, report.read_results(report.HERE / "results.json")))
     parts += [
-        "**The paper's claims: in how many settings each holds**",
+        "**The paper's claims: in how many comparisons each holds**",
+        "A comparison is one setting; for (d) one of NOISIN and NOISIN\\* in Figure 2's setting, for (e) one of three "
+        "methods with one of two networks and number types. *undecided*: within two standard errors or, for cost, the "
+        "rounds disagree.",
         markdown(markdown_safe(verdicts)),
         "**Standard deviation over seeds, in per cent of the perplexity**",
         _deviations(runs),
@@ -93,7 +96,7 @@ def wins_section() -> str:
         for estimator, title in (("clean", "noise off"), ("limit", "averaged (limit)")):
             found = [one.verdict for one in judged if (one.claim, one.measure) == (claim, f"test, {estimator}")]
             counts = {"wins": HOLDS, "loses": FAILS, "ties": UNDECIDED}
-            row = {"Table 2": f"NOISIN against {METHODS[rival].title}, {title}"}
+            row = {"Table 2": f"The better NOISIN against {METHODS[rival].title}, {title}"}
             rows.append({**row, **{name: found.count(verdict) for name, verdict in counts.items()}})
     random = [run for run in runs if run.stochastic]
     better = sum(run.test("limit") < run.test("clean") for run in random)
@@ -146,7 +149,7 @@ def speed_section() -> str:
     parts = [where, *report.sections(results)]
     if results["startup_seconds"] is not None:  # not measured where the corpus is not
         seconds = f"{results['startup_seconds']:.1f} s"
-        parts.append(f"From the start of the process to the first training step, corpus cached: {seconds}.")
+        parts.append(f"From the start of the process to the first training step: {seconds}.")
     parts.append(f"![Words a second](../benchmarks/{report.SPEED_PICTURE})")
     if results["growth"]:
         parts.append(f"![Cost against size](../benchmarks/{report.GROWTH_PICTURE})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -65,16 +64,18 @@ class Run:
         test = self.record["test_ppl"] or {}
         if estimator == "limit" and self.approximate:
             return _perplexity(approximate_limit(self.test("bound"), self.test("averaged"), test["samples"]))
-        return _perplexity(test.get("averaged_limit" if estimator == "limit" else estimator))
+        if estimator == "limit":
+            estimator = "averaged_limit" if "averaged_limit" in test else "averaged"
+        return _perplexity(test.get(estimator))
 
     @property
     def approximate(self) -> bool:
         """Whether the limit has to be estimated from `bound` and `averaged`, as in records older than its jackknife."""
-        return bool(self.record["test_ppl"]) and "averaged_limit" not in self.record["test_ppl"]
+        return self.stochastic and "averaged_limit" not in self.record["test_ppl"]
 
     def shown(self, estimator: str) -> str:
         """Test perplexity as the tables show it, with `APPROXIMATE` before an estimated limit."""
-        return _marked(self.test(estimator), estimator == "limit" and self.approximate and self.stochastic)
+        return _marked(self.test(estimator), estimator == "limit" and self.approximate)
 
     @property
     def stochastic(self) -> bool:
@@ -117,26 +118,13 @@ def load_runs(folder: Path = RESULTS, pattern: str = "*/*.json") -> List[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one with runs, e.g. runs")
-    runs: List[Run] = []
-    taken: Set[str] = set()
-    for path in sorted(folder.glob(pattern)):
-        record = read_record(path)
-        file = path.relative_to(folder).as_posix()
-        anchor = _unused("run-" + re.sub(r"[^A-Za-z0-9]+", "-", file[: -len(".json")]).strip("-"), taken)
-        runs.append(run_of(record, file, anchor))
+    runs = [
+        run_of(read_record(path), path.relative_to(folder).as_posix(), f"run-{number}")
+        for number, path in enumerate(sorted(folder.glob(pattern)), 1)
+    ]
     if not runs:
         raise UserError(f"{folder} holds no finished run; `noisin train` or `make ptb` makes some")
     return runs
-
-
-def _unused(name: str, taken: Set[str]) -> str:
-    """The name, with a number behind it if another has it already."""
-    number, unused = 1, name
-    while unused in taken:
-        number += 1
-        unused = f"{name}-{number}"
-    taken.add(unused)
-    return unused
 
 
 def runs_of(experiment: Experiment, runs: Sequence[Run]) -> List[Run]:

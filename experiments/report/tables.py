@@ -275,7 +275,7 @@ def claims_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
 
 
 def verdicts_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
-    """Of each claim that could be judged in how many settings it holds, by each measure, here and in the paper."""
+    """Of each claim that could be judged in how many comparisons it holds, by each measure, here and in the paper."""
     groups: Dict[Tuple[str, str], List[Judgement]] = {}
     for judgement in judgements:
         if judgement.measure != "-":
@@ -291,7 +291,7 @@ def verdicts_frame(judgements: Sequence[Judgement]) -> pd.DataFrame:
         rows.append(
             {
                 "claim": "" if claim == named else f"({claim}) {CLAIMS[claim]}",
-                "where": settings[0] if len(settings) == 1 else f"{len(settings)} settings",
+                "where": settings[0] if len(settings) == 1 else f"{len(settings)} comparisons",
                 "by": measure,
                 "here": "; ".join((f"{name}: " if name else "") + _said(verdicts) for name, verdicts in ours.items()),
                 "by the paper's numbers": _said(list(papers.values())) or "-",

@@ -406,12 +406,7 @@ def problem(entry: dataclasses.Field, value: Any) -> str:
         return f"it must be {'a whole number' if kind is int else 'a number'}"
     low, high = bounds["low"], bounds["high"]
     fits = all(low <= number <= high for number in (value if kind is list else [value]))  # NaN does not
-    return "" if fits else f"it must be from {_plain(low)} to {_plain(high)}"
-
-
-def _plain(number: float) -> str:
-    """Return a number as people write it: 2147483647, not 2.14748e+09."""
-    return str(int(number)) if number == int(number) else f"{number:g}"
+    return "" if fits else f"it must be from {low:.10g} to {high:.10g}"
 
 
 def _with_floats(entry: dataclasses.Field, value: Any) -> Any:

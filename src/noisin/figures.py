@@ -36,7 +36,12 @@ COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", ":", "-.")
 
 
-def figure2(records: Sequence[Mapping[str, Any]], title: str = "", floor: Optional[float] = None) -> Figure:
+def figure2(
+    records: Sequence[Mapping[str, Any]],
+    title: str = "",
+    floor: Optional[float] = None,
+    compared_with: Sequence[Mapping[str, Any]] = (),
+) -> Figure:
     """Draw Figure 2 of the paper: validation (left) and training (right) perplexity against the epoch.
 
     Parameters
@@ -46,12 +51,14 @@ def figure2(records: Sequence[Mapping[str, Any]], title: str = "", floor: Option
     title : str, default none
     floor : float, optional
         Perplexity of the text's source, drawn as a line. On new text no model can be below it.
+    compared_with : sequence of dict, default `records`
+        Records of all figures in which the same gamma or rates have the same style.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure = _both_panels(_curves_by_method(records), floor)
+    figure = _both_panels(_curves_by_method(records, compared_with), floor)
     figure.suptitle(title)
     return figure
 
@@ -83,37 +90,8 @@ def _both_panels(curves: Sequence[_Curve], floor: Optional[float]) -> Figure:
     validation, training = figure.subplots(1, 2)
     _panel(validation, curves, "valid_ppl", floor)
     _panel(training, curves, "train_ppl", floor)
-    validation.set_ylabel("perplexity a word (log scale)")
+    validation.set_ylabel("perplexity (log scale)")
     _legend_below(figure, *training.get_legend_handles_labels())
-    return figure
-
-
-def curves(
-    records: Sequence[Mapping[str, Any]],
-    key: str,
-    floor: Optional[float] = None,
-    compared_with: Sequence[Mapping[str, Any]] = (),
-) -> Figure:
-    """Draw one panel of Figure 2.
-
-    Parameters
-    ----------
-    records : sequence of dict
-        Records of runs.
-    key : {'valid_ppl', 'train_ppl'}
-    floor : float, optional
-        As in `figure2`.
-    compared_with : sequence of dict, default `records`
-        Records of all figures in which the same gamma or rates have the same style.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axes = _single()
-    _panel(axes, _curves_by_method(records, compared_with), key, floor)
-    axes.set_ylabel("perplexity a word (log scale)")
-    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -129,7 +107,8 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = _single()
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
     variants = _variants(records)
     for index, record in enumerate(record for record in _by_method(records) if record["epochs"]):
         epochs = [entry["epoch"] for entry in record["epochs"]]
@@ -139,7 +118,7 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
             label = _label(record, variants, records) + (f", layer {layer + 1}" if layers > 1 else "")
             values = [entry["gamma"][layer] for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
-    for bound in sorted({record["config"]["lower_bound"] for record in records}):
+    for bound in sorted({recorded_config(record["config"]).lower_bound for record in records}):
         axes.axhline(bound, color="#777777", linewidth=1)
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "top"}
         axes.annotate(f"lower bound {bound:g}", (0, bound), xytext=(4, -2), textcoords="offset points", **place)
@@ -149,11 +128,6 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylabel("spread γ")
     axes.legend(frameon=False, fontsize=9)
     return figure
-
-
-def _single() -> Tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
-    return figure, figure.subplots()
 
 
 # Of more runs than this, those that differ only in seed or dtype share a legend entry and a style.
@@ -221,27 +195,31 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     Parameters
     ----------
     panels : mapping of str to sequence of dict
-        Title of each panel and records of its runs; one without runs is left out.
+        Title of each panel and records of its runs; one in which no run has finished an epoch is left out.
     title : str, default none
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    panels = {name: records for name, records in panels.items() if records}
+    panels = {name: records for name, records in panels.items() if any(record["epochs"] for record in records)}
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     every = [record for records in panels.values() for record in records]
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
+    several = False
     for index, (name, records) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         for curve in _curves_by_method(records, every, seeds=False):
             _draw_curve(axes, curve, "valid_ppl")
+            several = several or curve.of > 1
         _label_axes(axes, textwrap.fill(name, 44))
         axes.set_ylim(*_limits(every, "valid_ppl", None, headroom=1.2))  # one scale for all panels
         if (index - 1) % columns == 0:
             axes.set_ylabel("validation perplexity\n(noise off, log scale)")
     legend = {curve.label: Line2D([], [], **curve.style) for curve in _curves_by_method(every, seeds=False)}
+    if several:
+        legend["one line for each seed"] = Line2D([], [], linestyle="")
     legend["best epoch"] = Line2D([], [], color="#777777", marker="*", markersize=10, linestyle="")
     _legend_below(figure, list(legend.values()), list(legend))
     figure.suptitle(title)
@@ -297,7 +275,7 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
         axes.grid(alpha=0.25)
         axes.label_outer()
         if index > len(panels) - columns:
-            axes.set_xlabel("test perplexity a word")
+            axes.set_xlabel("test perplexity")
     grey = {"color": "#000000", "marker": "o"}
     entries = [
         ({**grey, **MARKS["clean"]}, "ours, noise off"),
@@ -371,9 +349,12 @@ def _variants(records: Sequence[Mapping[str, Any]]) -> Dict[str, List[str]]:
 
 
 def _look(record: Mapping[str, Any], variants: Mapping[str, Sequence[str]]) -> Dict[str, Any]:
-    """Return the style of a run's curve: its method's, in a shade for its options among these variants."""
-    shade = SHADES[variants[record["method"]].index(_variant(record)) % len(SHADES)]
-    return {**METHODS[record["method"]].style, "markersize": 3.5, **shade}
+    """Return the style of a curve: its method and a shade for its options; a colour for them if there is one method."""
+    index = variants[record["method"]].index(_variant(record))
+    if len(variants) > 1:
+        return {**METHODS[record["method"]].style, "markersize": 3.5, **SHADES[index % len(SHADES)]}
+    color, dashes = COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
+    return {**METHODS[record["method"]].style, "markersize": 3.5, "color": color, "linestyle": dashes}
 
 
 def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
@@ -476,7 +457,7 @@ def robustness(found: Sequence[Mapping[str, Any]]) -> Figure:
     growth.set(
         title="Noise added at test time",
         xlabel="spread γ of the noise on each hidden state",
-        ylabel="perplexity a word",
+        ylabel="perplexity",
     )
     handles, labels = reliability.get_legend_handles_labels()
     _legend_below(figure, handles, labels)

@@ -127,17 +127,9 @@ class FusedLikelihood(AveragedLikelihood):
         As in `AveragedLikelihood`. With bfloat16, the decoder's bias is added in float32.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        length: int,
-        samples: int = 1,
-        dtype: str = "float32",
-        objective: str = "averaged-log",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, length, samples, dtype, objective, **kwargs)
-        self._products = _DecoderProducts(model, length, dtype)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._products = _DecoderProducts(self.model, self._length, self._dtype)
 
     def backward(
         self, inputs: mx.nd.NDArray, targets: mx.nd.NDArray, states: List[mx.nd.NDArray]
@@ -162,8 +154,8 @@ class FusedLikelihood(AveragedLikelihood):
 class _DecoderProducts(HybridBlock):
     """(inputs, states) -> (logits without the bias, (T * S * B, V) in `dtype`; the bias (V,); next states)."""
 
-    def __init__(self, model: LanguageModel, length: int, dtype: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, model: LanguageModel, length: int, dtype: str) -> None:
+        super().__init__()
         self.model = model
         self._length = length
         self._dtype = dtype

@@ -140,9 +140,9 @@ def noisy_copy(model: LanguageModel, config: Config, gamma: float, device: mx.Co
     LanguageModel
     """
     noise: Dict[str, Any] = {"noise": "gaussian", "noise_parameters": {}, "noise_mode": "additive", "input_gamma": 0.0}
-    noisy = initial_model(
-        dataclasses.replace(config, method=NOISIN.name, gamma=[gamma], **noise), model.vocabulary_size, device
-    )
+    config = dataclasses.replace(config, method=NOISIN.name, gamma=[gamma], **noise)
+    at_once = config.eval_batch_size * config.unroll  # predictions of one trajectory
+    noisy = initial_model(config, model.vocabulary_size, device, at_once)
     weights = model.collect_params()
     for name, parameter in noisy.collect_params().items():
         if not name.endswith("gamma"):

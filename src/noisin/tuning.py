@@ -21,7 +21,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import optuna
 import pandas as pd
@@ -249,8 +249,7 @@ def tune(
     with _held(folder):
         study = Study(folder, space, corpus)
         environment = {"OMP_NUM_THREADS": str(threads)}
-        with _Search(study, corpus, trials, device, environment, options, report) as search:
-            search.run(jobs)
+        _Search(study, corpus, trials, device, environment, options, report).run(jobs)
         found = study.importances()
         if found:
             save(importances(found), folder / PICTURE)
@@ -281,17 +280,11 @@ class _Search:
             total=trials, initial=len(study.ended()), desc="trials", disable=None, leave=False, smoothing=0
         )
 
-    def __enter__(self) -> _Search:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
     def _directory(self, number: int) -> Path:
         return self._study.folder / f"trial-{number:04d}"
 
     def run(self, jobs: int) -> None:
-        with ThreadPoolExecutor(jobs) as pool:
+        with self._bar, ThreadPoolExecutor(jobs) as pool:
             try:
                 for future in as_completed([pool.submit(self._work) for _ in range(jobs)]):
                     future.result()
@@ -312,13 +305,10 @@ class _Search:
         number = self._interrupted[0].number if self._interrupted else len(study.trials)
         if number >= self._trials and not self._interrupted:
             return None
-        study.sampler = TPESampler(seed=stream(self._seed, number))
+        seed = next(iter(self._study.space.bases.values())).seed  # of all methods
+        study.sampler = TPESampler(seed=stream(seed, number))
         trial = Trial(study, self._interrupted.pop(0)._trial_id) if self._interrupted else study.ask()
         return trial, self._study.space.suggest(trial)
-
-    @property
-    def _seed(self) -> int:
-        return next(iter(self._study.space.bases.values())).seed
 
     def _train(self, trial: Trial, config: Config) -> None:
         directory = RunDirectory(self._directory(trial.number).resolve())

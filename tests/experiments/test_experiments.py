@@ -25,7 +25,7 @@ from experiments.__main__ import _parser, main
 from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
 from experiments.grid import engines
 from experiments.grid.engines import local_engine
-from experiments.grid.runner import RunsFailed, run_grid
+from experiments.grid.runner import run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_against_paper
 from experiments.report.page import table_row
@@ -33,7 +33,7 @@ from experiments.report.readme import SECTIONS, begun, is_beside_paper, split_pa
 from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
-from noisin.figures import curves, figure2, save, validation_panels
+from noisin.figures import figure2, save, validation_panels
 from noisin.methods import METHODS
 from noisin.runs.formats import seal
 from noisin.runs.record import read_record, write_record
@@ -129,7 +129,7 @@ def test_a_run_that_failed_does_not_hide_the_others(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
 
     def run_grid(configs, *_):
-        raise RunsFailed("3 of 4 runs failed: a, b, c", [record_of(configs[0])])
+        return [record_of(configs[0])], ["a", "b", "c"]
 
     monkeypatch.setattr("experiments.__main__.run_grid", run_grid)
     assert main(["demo"]) == 1
@@ -165,7 +165,8 @@ def test_a_run_that_cannot_be_started_is_given_up(tmp_path, monkeypatch):
 
 def test_a_run_that_diverged_is_a_result_of_the_grid(tmp_path):
     config = Config(optimizer="sgd", learning_rate=1000.0, activation="relu", clip=1e6, hidden=8, epochs=1)
-    (record,) = run_grid([config], tmp_path / "runs", tmp_path / "results", local_engine())
+    (record,), failed = run_grid([config], tmp_path / "runs", tmp_path / "results", local_engine())
+    assert failed == []
     assert record["status"] == "diverged" and load_records(tmp_path / "results") == [record]
 
 
@@ -206,8 +207,7 @@ def test_a_run_that_the_engine_never_names_has_failed(tmp_path):
         yield from ()
 
     config = DEMO.configs(["none"])[0]
-    with pytest.raises(RunsFailed, match=f"1 of 1 runs failed: {config.name}"):
-        run_grid([config], tmp_path / "runs", tmp_path / "results", engine)
+    assert run_grid([config], tmp_path / "runs", tmp_path / "results", engine) == ([], [config.name])
 
 
 def test_narrowing_chooses_methods_seeds_and_epochs():
@@ -226,7 +226,7 @@ def test_narrowing_chooses_methods_seeds_and_epochs():
 def test_only_the_runs_with_these_options_are_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     taken = []
-    monkeypatch.setattr("experiments.__main__.run_grid", lambda configs, *_: taken.extend(configs) or [])
+    monkeypatch.setattr("experiments.__main__.run_grid", lambda configs, *_: taken.extend(configs) or ([], []))
     assert main(["table2", "--only", "layers=2,activation=tanh", "--methods", "none,noisin*"]) == 0
     expected = [(2, "tanh", "none"), (2, "tanh", "noisin*")]
     assert [(config.layers, config.activation, config.method) for config in taken] == expected
@@ -358,11 +358,13 @@ def test_seeds_of_any_dtype_are_one_entry_of_the_legend_and_keep_its_marker():
     alone = record_of(GAMMA.configs()[1])
     figure = validation_panels({"panel": [*several, alone], "other": several[:1]})
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["NOISIN γ 0.1", "NOISIN γ 0.2", "best epoch"]
-    assert [line.get_marker() for line in legend.get_lines()] == ["^", "^", "*"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("NOISIN γ 0.1", "NOISIN γ 0.2", "one line for each seed", "best epoch")
+    ]
+    assert [line.get_marker() for line in legend.get_lines()] == ["^", "^", "None", "*"]
     markers = [[line.get_marker() for line in axes.get_lines()] for axes in figure.axes]
     assert markers == [["^", "*", "^", "*", "^", "*"], ["^", "*"]]
-    assert len({line.get_linewidth() for line in figure.axes[0].get_lines()[0:4:2]}) == 1  # as the legend has it
+    assert len({line.get_color() for line in figure.axes[0].get_lines()[0:4:2]}) == 1  # as the legend has it
 
 
 def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
@@ -462,11 +464,10 @@ def test_a_run_of_one_epoch_has_a_marker_whichever_seed_it_is():
 
 def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side():
     records = [record_of(config) for config in GAMMA.configs()[:3]]
-    first, second = (curves(shown, "valid_ppl", compared_with=records).axes[0] for shown in (records, records[1:]))
+    first, second = (figure2(shown, compared_with=records).axes[0] for shown in (records, records[1:]))
     for alone, beside in zip(second.get_lines(), first.get_lines()[2:]):
-        assert alone.get_linewidth() == beside.get_linewidth() and alone.get_alpha() == beside.get_alpha()
-        assert alone.get_markerfacecolor() == beside.get_markerfacecolor()
-    assert len({line.get_linewidth() for line in first.get_lines() if line.get_marker() != "*"}) == 3
+        assert alone.get_color() == beside.get_color() and alone.get_linestyle() == beside.get_linestyle()
+    assert len({line.get_color() for line in first.get_lines() if line.get_marker() != "*"}) == 3
 
 
 @needs_matplotlib

@@ -306,7 +306,7 @@ def test_the_summary_of_the_page_leads_to_the_runs_and_comes_in_all_forms(tmp_pa
     _, none, dropout, noisin, _ = row
     assert (none[0], none[2]) == ("101.5 ± 2.1 / 102.5 ± 2.1 (157.4)", [])
     assert (dropout[0], dropout[2]) == ("not run yet (146.9)", [])
-    assert (noisin[0], noisin[2]) == ("90.0 / 95.0 (166.0)", ["#run-made-up-2"] * 2)
+    assert (noisin[0], noisin[2]) == ("90.0 / 95.0 (166.0)", ["#run-3"] * 2)
     for end in ("md", "csv", "tex"):
         text = (tmp_path / "out" / f"table2-summary.{end}").read_text()
         assert text.count("90.0 / 95.0 (166.0)") == 1 and text.count("not run yet") == 22
@@ -671,7 +671,7 @@ def test_the_verdicts_are_counted_by_claim_and_measure():
     table = verdicts_frame(judgements)
     assert [row[1:] for row in table.itertuples(index=False)] == [
         ("all", "cases", "clean: holds; limit: undecided", "fails"),
-        ("2 settings", "test", "clean: holds in 2; limit: holds in 1, fails in 1", "holds in 2"),
+        ("2 comparisons", "test", "clean: holds in 2; limit: holds in 1, fails in 1", "holds in 2"),
         ("case 1", "time of a step", "holds", "-"),
     ]
     assert list(table["claim"]) == [f"(a) {CLAIMS['a']}", "", f"(e) {CLAIMS['e']}"]
@@ -960,10 +960,10 @@ def test_the_report_of_ones_own_runs_has_their_numbers_and_curves_and_no_claims(
     write_json(tmp_path / "mine" / "small" / "config.json", {})  # nothing else of a run is read
     records = {"small": record_of(mine, 77.7), "$deep$": record_of(changed(mine, hidden=9), 66.6)}
     page = own_report(tmp_path, **records, other=record_of(changed(NONE, epochs=5), 55.5, corpus_sha256="1" * 64))
-    assert set(page.ids) >= {"others", "run-small-record", "run-deep-record"} and "claims" not in page.ids
+    assert set(page.ids) >= {"others", "run-1", "run-2", "run-3"} and "claims" not in page.ids
     (small,), (deep,), (other,) = page.of("NOISIN, hidden 7"), page.of("NOISIN, hidden 9"), page.of("None")
     assert [row[5][0] for row in (small, deep, other)] == ["77.7", "66.6", "55.5"]
-    assert small[5][2] == ["#run-small-record"] and {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids)
+    assert small[5][2] == ["#run-3"] and {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids)
     for words in ("paper's claims", "ours beside the paper", "committed"):
         assert words not in page.text()
     assert f"record{tmp_path}/mine/$deep$/record.json" in page.text()
@@ -1006,7 +1006,7 @@ def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(t
     two["epochs"] = [{**epoch, "gamma": [0.3 / epoch["epoch"], 0.2 / epoch["epoch"]]} for epoch in two["epochs"]]
     two["gamma"] = two["epochs"][1]["gamma"]
     report(tmp_path, two, record_of(changed(NONE, layers=2), 120.0, best=3))
-    validation, training, gamma = (figure.axes[0] for figure in drawn[:3])
+    (validation, training), (gamma,) = (figure.axes for figure in drawn[:2])
     shown = {line.get_label(): list(line.get_ydata()) for line in validation.get_lines() if len(line.get_ydata()) > 1}
     assert shown == {
         "None": [122.0, 121.0, 120.0, 121.0],
@@ -1021,10 +1021,10 @@ def test_every_run_has_its_curves_and_a_learned_gamma_its_path_above_the_bound(t
 
 def test_many_seeds_share_an_entry_of_the_legend_and_keep_their_curves(tmp_path, drawn):
     report(tmp_path, *(record_of(changed(config, seed=seed)) for seed in range(4) for config in (NONE, DROPPED)))
-    axes = drawn[1].axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["None", "Dropout"]
+    axes, legend = drawn[0].axes[1], drawn[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["None", "Dropout"]
     assert len(axes.get_lines()) == 8
-    (entry, *_) = axes.get_legend().get_lines()
+    (entry, *_) = legend.get_lines()
     none = [line for line in axes.get_lines() if line.get_color() == entry.get_color()]
     assert {(line.get_marker(), line.get_linewidth()) for line in none} == {("o", entry.get_linewidth())}
     assert [line.get_markevery() for line in none] == [(0, 3), (1, 3), (2, 3), (0, 3)]  # or they would hide one another

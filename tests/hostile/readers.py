@@ -8,13 +8,11 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple, Type
-from unittest import mock
 
 import mxnet as mx
 import numpy as np
@@ -26,10 +24,8 @@ import noisin
 from benchmarks import report
 from experiments.report.runs import load_runs
 from noisin.config import Config, config_from_dict
-from noisin.data import cache
 from noisin.data.corpus import OWN_VOCABULARY, load_corpus
 from noisin.data.encoding import ordered_vocabulary
-from noisin.data.published import SPLITS
 from noisin.runs.directory import RunDirectory, _fingerprint
 from noisin.runs.formats import seal
 from noisin.system.errors import UserError
@@ -140,17 +136,11 @@ def read_vocabulary(content: bytes) -> None:
 
 
 def read_text(content: bytes) -> None:
-    with mock.patch.dict(os.environ, NOISIN_CACHE=str(FOLDER / "cache")):
-        corpus = load_corpus(str(put(content, "own.txt")))
+    corpus = load_corpus(str(put(content, "own.txt")))
     types = corpus.vocabulary.idx_to_token
     assert types[:2] == ["<unk>", "<eos>"] and len(types) <= OWN_VOCABULARY
     for split in (corpus.train, corpus.valid, corpus.test):
         assert split.size and 0 <= split.min() and split.max() < len(types)
-    shutil.rmtree(FOLDER / "cache")  # it would grow with every text
-
-
-def read_cache(content: bytes) -> None:
-    assert cache._read_cache(put(content, f"{CACHE_KEY}.npz")) is not None, "None stands for a refusal"
 
 
 def read_measurements(content: bytes) -> None:
@@ -181,15 +171,7 @@ def _study() -> bytes:
     return (FOLDER / "study" / "study.jsonl").read_bytes()
 
 
-def _cache() -> bytes:
-    splits = {split: np.array([0, 1, 2], dtype=np.int32) for split in SPLITS}
-    path = FOLDER / f"{CACHE_KEY}.npz"
-    cache._write_cache(path, ["<unk>", "<eos>", "dax"], splits)
-    return path.read_bytes()
-
-
 SPACE, CORPUS = Space(["noisin"], {}), load_corpus("synthetic")
-CACHE_KEY = "key"
 MODEL = gluon.nn.Dense(2, in_units=3, use_bias=False)
 MODEL.initialize()
 WEIGHTS = safetensors.numpy.save(
@@ -224,7 +206,6 @@ READERS = {
     "weights": Reader(read_weights, WEIGHTS),
     "vocabulary": Reader(read_vocabulary, WORDS),
     "text": Reader(read_text, b"dax zorp \xc3\xa9\n" * 12),
-    "cache": Reader(read_cache, _cache(), (AssertionError,)),
     "measurements": Reader(read_measurements, (ROOT / "benchmarks" / "results.json").read_bytes()),
     "study": Reader(read_study, _study()),
     "record": Reader(read_records, min((ROOT / "experiments" / "results" / "figure2").glob("*.json")).read_bytes()),

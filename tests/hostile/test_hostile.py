@@ -24,7 +24,7 @@ from noisin.data.corpus import load_corpus
 from noisin.runs.directory import RunDirectory
 from noisin.runs.formats import seal
 from noisin.system.errors import UserError
-from noisin.system.files import MAX_JSON, is_locked, open_lock, parse_json
+from noisin.system.files import MAX_JSON, hold_folder, is_locked, parse_json
 
 JSON_READERS = ("options", "run", "state", "measurements", "record")
 ANY_NUMBER = st.integers() | st.floats() | st.sampled_from([2**31, 2**63, -1, 0, True, 1e308, 10**30])
@@ -319,11 +319,11 @@ def test_a_lock_does_not_overwrite_what_it_links_to(tmp_path):
 
 
 def test_a_lock_whose_holder_is_no_text_is_still_a_lock(tmp_path):
-    with open_lock(tmp_path / "lock"):
+    with hold_folder(tmp_path):
         (tmp_path / "lock").write_bytes(b"\xff\x1b[2J\n" * 99)
         assert is_locked(tmp_path / "lock")
         with pytest.raises(UserError) as refusal:
-            open_lock(tmp_path / "lock", patience=0)
+            hold_folder(tmp_path, patience=0)
     assert str(refusal.value).isprintable()
 
 

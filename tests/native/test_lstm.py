@@ -93,21 +93,6 @@ def test_values_and_gradients_are_those_of_mxnets_operators(hybrid, rows, units)
     assert_equal(ours(arrays, hybrid, passes=2), mxnets(arrays))
 
 
-def test_gradients_match_finite_differences():
-    arrays, step = arrays_of(), 1e-5
-
-    def total(place, shift):
-        shifted = [array.astype(np.float64) for array in arrays]
-        shifted[place] += shift
-        outputs = run(Steps(mxnet_step), shifted)[0]
-        return sum((weights * output).sum() for weights, output in zip(weights_of(outputs), outputs))
-
-    for place, gradient in enumerate(run(Steps(our_step), arrays, STATIC)[1]):
-        direction = np.random.standard_normal(gradient.shape)
-        expected = (total(place, step * direction) - total(place, -step * direction)) / (2 * step)
-        assert (gradient * direction).sum() == pytest.approx(expected, rel=1e-5, abs=1e-5)
-
-
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e-3, 0.1, 0.3])
 def test_small_inputs_keep_their_relative_precision(scale):
     arrays = arrays_of(scale=scale)

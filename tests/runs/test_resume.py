@@ -183,19 +183,3 @@ def test_two_at_once_on_one_run_directory_make_one_run(tmp_path, text):
     assert sum("epoch   1 " in said for _, said in ends) == 1
     for status, said in ends:
         assert status == 0 or (status == 2 and "is in use by process" in said), said
-
-
-def test_one_cache_is_left_of_processes_that_are_killed_while_they_write_it_and_of_several_at_once(tmp_path, cache):
-    own = tmp_path / "own.txt"
-    own.write_text("one two three\nfour five\n" * 50, encoding="utf-8")
-    before = set(cache.iterdir())
-    for _ in ("lock", "open", "rename"):
-        fate = partial(lives.die_before_what_is_new, cache, tmp_path / "seen")
-        assert Life(["data", str(own)], fate).end()[0] == -signal.SIGKILL
-    (torn,) = set(cache.glob(".*")) - before
-    assert torn.suffix == ".tmp"
-    ends = [life.end() for life in [Life(["data", str(own)]) for _ in range(4)]]
-    assert [status for status, _ in ends] == [0] * 4
-    (whole,) = set(cache.iterdir()) - before - {cache / "lock"}
-    assert whole.suffix == ".npz"
-    assert {said for _, said in ends} == {finish(["data", str(own)])}  # what is read from it is what was written

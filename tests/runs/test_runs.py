@@ -18,7 +18,7 @@ from noisin.commands.main import main
 from noisin.runs.directory import RunDirectory
 from noisin.runs.events import Events
 from noisin.system.errors import UserError
-from noisin.system.files import is_locked, open_lock, write_json
+from noisin.system.files import hold_folder, is_locked, write_json
 
 QUICK = ("--hidden", "8", "--batch-size", "50", "--quiet")
 
@@ -58,11 +58,11 @@ def test_a_second_process_is_told_who_trains_and_a_killed_one_is_no_obstacle(tmp
 def test_a_lock_is_let_go_when_its_file_is_closed(tmp_path):
     path = tmp_path / "lock"
     assert not is_locked(path)
-    file = open_lock(path)
+    file = hold_folder(tmp_path)
     assert is_locked(path)
     file.close()
     assert not is_locked(path)
-    open_lock(path).close()
+    hold_folder(tmp_path).close()
 
 
 def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -72,10 +72,10 @@ def test_a_lock_is_waited_for_and_what_a_killed_process_left_half_written_is_rem
     with RunDirectory(tmp_path).lock():
         assert not torn.exists() and other.exists()
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
-            open_lock(tmp_path / "lock", patience=0.2)
-    file = open_lock(tmp_path / "lock")
+            hold_folder(tmp_path, patience=0.2)
+    file = hold_folder(tmp_path)
     threading.Timer(0.5, file.close).start()
-    open_lock(tmp_path / "lock").close()
+    hold_folder(tmp_path).close()
 
 
 def test_what_is_written_stays_through_a_power_failure(tmp_path, monkeypatch):
@@ -113,9 +113,9 @@ def test_a_checkpoint_is_there_when_its_epoch_is_said(tmp_path, monkeypatch):
 
 def test_who_waits_for_long_is_told_for_whom(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("noisin.system.files.BRIEF", 0.2)
-    file = open_lock(tmp_path / "lock")
+    file = hold_folder(tmp_path)
     threading.Timer(0.6, file.close).start()
-    open_lock(tmp_path / "lock", patience=30).close()
+    hold_folder(tmp_path, patience=30).close()
     assert re.fullmatch(f"waiting for process {os.getpid()} on .*, which uses {tmp_path}\n", capsys.readouterr().err)
 
 

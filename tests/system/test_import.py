@@ -171,7 +171,14 @@ def test_a_program_of_somebody_elses_can_catch_it(tmp_path):
     assert (result.returncode, result.stdout[:12]) == (0, "caught MXNet"), result.stderr
 
 
-def test_an_interruption_while_mxnet_loads_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "command, ends",
+    [
+        (["noisin", "train"], (130, "noisin: interrupted; nothing is left half-written\n")),
+        (["experiments", "demo"], (-signal.SIGINT, "noisin: interrupted\n")),  # while it imports its own modules
+    ],
+)
+def test_an_interruption_while_mxnet_loads_is_one_line(tmp_path, command, ends):
     (tmp_path / "mxnet.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
-    result = run("-m", "noisin", "train", path=[tmp_path])
-    assert (result.returncode, result.stderr) == (-signal.SIGINT, "noisin: interrupted\n")
+    result = run("-m", *command, path=[tmp_path])
+    assert (result.returncode, result.stderr) == ends

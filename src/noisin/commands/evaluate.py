@@ -12,7 +12,7 @@ from typing import Tuple
 import gluonnlp
 import numpy as np
 
-from noisin.commands.options import PERPLEXITIES, add_data_dir, add_device, add_run, best_model, config_corpus
+from noisin.commands.options import PERPLEXITIES, add_data_dir, add_device, add_run, best_model, config_corpus, type_of
 from noisin.commands.parser import natural, positive
 from noisin.config import Config
 from noisin.data.corpus import load_split
@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("valid", "test"), help="split to evaluate (default: valid; use test only once, at the end)"
     )
     parser.add_argument(
-        "--samples", type=positive, metavar="N", help="noise trajectories of bound and averaged (default: the run's)"
+        "--samples",
+        type=type_of(Config.__dataclass_fields__["eval_samples"]),
+        metavar="N",
+        help="noise trajectories of bound and averaged (default: the run's)",
     )
     parser.add_argument(
         "--seed", type=natural, default=0, metavar="N", help="random seed for the noise (default: 0, the record's)"
@@ -53,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetitions",
         type=positive,
-        default=3,
         metavar="N",
         help="independent particle filters to average over (default: 3)",
     )
@@ -62,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the perplexities."""
+    if arguments.repetitions and not arguments.particles:
+        raise UserError("--repetitions has no effect without --particles; remove it, or give both")
     directory = RunDirectory(arguments.run)
     config = directory.read_config()
     if arguments.samples:
@@ -74,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     seed = evaluation_seed(config.seed, arguments.seed)
     result = evaluator.all(tokens, seed)
     if arguments.particles:
-        result.update(evaluator.marginal(tokens, arguments.particles, arguments.repetitions, seed))
+        result.update(evaluator.marginal(tokens, arguments.particles, arguments.repetitions or 3, seed))
     found = {"corpus": name, "split": part, "tokens": len(tokens)}
     print(json.dumps({**found, **finite_or_null(result)}))
 

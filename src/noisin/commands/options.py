@@ -111,7 +111,7 @@ def add_config(parser: argparse.ArgumentParser, without: Collection[str] = (), s
         default = "searched" if entry.name in searched else shown(entry.metadata["default"]) or "the family's"
         groups[group].add_argument(
             flag(entry.name),
-            type=_type_of(entry),
+            type=type_of(entry),
             choices=choices or None,
             metavar="NAME" if many else None if choices else _METAVARS.get(kind, "TEXT"),
             # Not the default itself: what is not given comes from --config, or else from Config.
@@ -120,7 +120,7 @@ def add_config(parser: argparse.ArgumentParser, without: Collection[str] = (), s
         )
 
 
-def _type_of(entry: dataclasses.Field) -> Callable[[str], Any]:
+def type_of(entry: dataclasses.Field) -> Callable[[str], Any]:
     """Return an argument's type: the value of a field of `Config`, checked."""
     parse, expected = _PARSERS.get(entry.metadata["kind"], (str, "text"))
 

@@ -1,1 +1,1 @@
-"""Corpora: published, synthetic or a user's own; encoded, cached, described and cut into batches."""
+"""Corpora: published, synthetic or a user's own; encoded, described and cut into batches."""

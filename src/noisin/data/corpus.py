@@ -14,8 +14,7 @@ import gluonnlp
 import numpy as np
 
 from noisin.data import synthetic
-from noisin.data.cache import encoded
-from noisin.data.encoding import encode_with, ordered_vocabulary, translate
+from noisin.data.encoding import encode, encode_with, ordered_vocabulary, translate
 from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
 from noisin.system.errors import UserError, escape_control
 from noisin.system.files import read_regular
@@ -169,8 +168,8 @@ def _own_files(name: str) -> Dict[str, Path]:
 
 def _load(name: str, texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Corpus:
     digest = _digest(hashlib.sha256(text.content).hexdigest() for text in texts.values())
-    types, splits = encoded(digest, texts, max_vocabulary)
-    return Corpus(name, ordered_vocabulary(types), splits["train"], splits["valid"], splits["test"], digest)
+    vocabulary, splits = encode(texts, max_vocabulary)
+    return Corpus(name, vocabulary, splits["train"], splits["valid"], splits["test"], digest)
 
 
 def _digest(parts: Iterable[str]) -> str:

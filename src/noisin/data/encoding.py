@@ -9,7 +9,7 @@ import re
 from array import array
 from collections import defaultdict
 from pathlib import Path
-from typing import DefaultDict, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import DefaultDict, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import gluonnlp
 import numpy as np
@@ -23,8 +23,8 @@ TOKEN_BYTES, TYPE_BYTES = 22, 300  # of memory that encoding takes, measured: 13
 PIECE = 2**16  # bytes of a text that are read at a time, and characters of the longest word
 
 
-def encode(texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Tuple[List[str], Dict[str, np.ndarray]]:
-    """Return the types of the vocabulary that the training split's counts make, and every split as their ids."""
+def encode(texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Tuple[gluonnlp.Vocab, Dict[str, np.ndarray]]:
+    """Return the vocabulary that the training split's counts make, and every split as their ids."""
     splits = {}
     numbers, numbered = _number_texts(texts)
     for part, (words, ends) in numbered.items():
@@ -32,7 +32,7 @@ def encode(texts: Mapping[str, Text], max_vocabulary: Optional[int]) -> Tuple[Li
     counts = np.bincount(splits["train"], minlength=len(numbers))
     vocabulary = _vocabulary({word: count for word, count in zip(numbers, counts.tolist()) if count}, max_vocabulary)
     ids = np.fromiter(map(vocabulary.token_to_idx.__getitem__, numbers), dtype=np.int32, count=len(numbers))
-    return vocabulary.idx_to_token, {split: ids[splits[split]] for split in SPLITS}
+    return vocabulary, {split: ids[splits[split]] for split in SPLITS}
 
 
 def encode_with(text: Text, vocabulary: gluonnlp.Vocab) -> Tuple[np.ndarray, int]:

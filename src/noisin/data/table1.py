@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import List, Mapping, Sequence
 
 import numpy as np
 
@@ -10,30 +10,6 @@ from noisin.data.corpus import Corpus
 from noisin.data.encoding import UNKNOWN
 from noisin.data.published import PUBLISHED, SPLITS
 from noisin.tables import escape_markdown, markdown
-
-
-def statistics(corpus: Corpus) -> Dict[str, Any]:
-    """Compute a corpus's column of Table 1.
-
-    Parameters
-    ----------
-    corpus : Corpus
-
-    Returns
-    -------
-    dict
-        ``corpus`` (its name), ``tokens`` (a dict by split, ``<eos>`` included), ``vocabulary`` (types, ``<unk>`` and
-        ``<eos>`` included), ``unknown_rate`` (the share of ``<unk>`` in the training split's tokens, ``<eos>``
-        included: the definition that gives the paper's 4.8% and 2.6%) and ``floor`` (perplexity, or None).
-    """
-    unknown = corpus.vocabulary[UNKNOWN]
-    return {
-        "corpus": corpus.name,
-        "tokens": {split: len(getattr(corpus, split)) for split in SPLITS},
-        "vocabulary": len(corpus.vocabulary),
-        "unknown_rate": float(np.mean(corpus.train == unknown)),
-        "floor": corpus.floor,
-    }
 
 
 def table1(corpora: Sequence[Corpus]) -> str:
@@ -54,10 +30,9 @@ def table1(corpora: Sequence[Corpus]) -> str:
     columns = [["", *(f"tokens, {split}" for split in SPLITS), "vocabulary", "`<unk>` rate"]]
     notes = ["`<unk>` rate: share of the training split's tokens, `<eos>` included."]
     for corpus in corpora:
-        numbers = statistics(corpus)
-        columns.append(
-            _column(escape_markdown(corpus.name), numbers["tokens"], numbers["vocabulary"], numbers["unknown_rate"])
-        )
+        tokens = {split: len(getattr(corpus, split)) for split in SPLITS}
+        unknown_rate = float(np.mean(corpus.train == corpus.vocabulary[UNKNOWN]))
+        columns.append(_column(escape_markdown(corpus.name), tokens, len(corpus.vocabulary), unknown_rate))
         known = PUBLISHED.get(corpus.name)
         if known:
             columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))

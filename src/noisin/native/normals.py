@@ -50,14 +50,7 @@ def fill_normals(array: np.ndarray, key: int) -> None:
     array : array, contiguous float32
     key : int
         From 0 to 2^64 - 1; equal keys give equal draws.
-
-    Raises
-    ------
-    ValueError
-        For another type or layout of the array.
     """
-    if array.dtype != np.float32 or not array.flags.c_contiguous:
-        raise ValueError("normal draws are written to a contiguous float32 array")
     _FILL(array.ctypes.data, array.size, key & 0xFFFFFFFF, key >> 32)
 
 

@@ -236,14 +236,8 @@ def _in_words(wrong: fastjsonschema.JsonSchemaValueException) -> str:
     if wrong.rule == "required":
         return f"{where or 'it'} has no '{next(name for name in wrong.rule_definition if name not in wrong.value)}'"
     if wrong.rule == "additionalProperties" and properties:
-        return f"{where or 'it'} has the unknown field {short(min(set(wrong.value) - set(properties)))}"
-    return f"{where or 'it'} is {short(wrong.value)}, not {wrong.definition['description']}"
-
-
-def short(value: Any) -> str:
-    """A value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+        return f"{where or 'it'} has the unknown field {short_repr(min(set(wrong.value) - set(properties)))}"
+    return f"{where or 'it'} is {short_repr(wrong.value)}, not {wrong.definition['description']}"
 
 
 # ---- the seal ------------------------------------------------------------------------------------------------------
@@ -306,7 +300,7 @@ def check_progress(progress: Mapping[str, Any], config: Config) -> None:
     for name, key in (("best_epoch", "epoch"), ("valid_ppl", "valid_ppl")):
         expected = best[key] if best else None
         if progress[name] != expected:
-            raise Wrong(f"{name} is {short(progress[name])}, but its best epoch makes it {short(expected)}")
+            raise Wrong(f"{name} is {short_repr(progress[name])}, but its best epoch makes it {short_repr(expected)}")
 
 
 def best_of(epochs: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:

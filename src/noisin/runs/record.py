@@ -16,9 +16,9 @@ from noisin.config import Config, recorded_config
 from noisin.data.corpus import Corpus
 from noisin.data.published import NAMES
 from noisin.model import LanguageModel
-from noisin.runs.formats import LARGEST, Progress, Wrong, best_of, check_progress, check_sealed, seal, short
+from noisin.runs.formats import LARGEST, Progress, Wrong, best_of, check_progress, check_sealed, seal
 from noisin.system.device import device_name
-from noisin.system.errors import UserError, plural
+from noisin.system.errors import UserError, plural, short_repr
 from noisin.system.files import read_json, write_json
 from noisin.system.provenance import cpu_name, git_revision, now
 from noisin.system.threads import threads
@@ -49,15 +49,8 @@ def make_record(
     parameters = model.collect_params().values()
     content = {
         "corpus": corpus.name,
-        "cell": config.cell,
-        "activation": config.activation,
-        "layers": config.layers,
-        "hidden": config.hidden,
-        "method": config.method,
-        "noise": config.noise if model.noises else None,
+        **_copies(config),
         "gamma": best["gamma"] if best else [],
-        "seed": config.seed,
-        "dtype": config.dtype,
         "parameters": sum(p.data().size for p in parameters if p.grad_req != "null"),
         "epochs": progress.epochs,
         "best_epoch": progress.best_epoch,
@@ -151,24 +144,24 @@ def finite_or_null(perplexities: Mapping[str, float]) -> Dict[str, Optional[floa
     return {name: value if value <= LARGEST else None for name, value in perplexities.items()}
 
 
-# Copied from the configuration, for those who read records without it.
-_COPIES = ("cell", "activation", "layers", "hidden", "method", "seed", "dtype")
+def _copies(config: Config) -> Dict[str, Any]:
+    """What a record repeats of its configuration, for those who read records without it."""
+    names = ("cell", "activation", "layers", "hidden", "method", "seed", "dtype")
+    return {**{name: getattr(config, name) for name in names}, "noise": config.noise if config.acts("noise") else None}
 
 
 def _check_agreement(record: Mapping[str, Any], config: Config) -> None:
     """Check that what a record says twice, it says alike, and that what follows from its epochs does follow."""
-    noisy = config.acts("noise")
-    copies = {**{name: getattr(config, name) for name in _COPIES}, "noise": config.noise if noisy else None}
-    for name, expected in copies.items():
+    for name, expected in _copies(config).items():
         if repr(record.get(name, "missing")) != repr(expected):  # 1, 1.0 and true are equal, but not the same
-            raise Wrong(f"{name} is {short(record.get(name, 'missing'))}, but {expected!r} in its configuration")
+            raise Wrong(f"{name} is {short_repr(record.get(name, 'missing'))}, but {expected!r} in its configuration")
     # Another text must not pass for one of these.
     if {record["corpus"], config.corpus} & set(NAMES) and record["corpus"] != config.corpus:
-        raise Wrong(f"corpus is {short(record['corpus'])}, but {short(config.corpus)} in its configuration")
+        raise Wrong(f"corpus is {short_repr(record['corpus'])}, but {short_repr(config.corpus)} in its configuration")
     check_progress(record, config)
     best = best_of(record["epochs"])
     if record["gamma"] != (best["gamma"] if best else []):
-        raise Wrong(f"gamma is {short(record['gamma'])}, but not that of its best epoch")
+        raise Wrong(f"gamma is {short_repr(record['gamma'])}, but not that of its best epoch")
     if record["status"] == "finished" and len(record["epochs"]) != config.epochs:
         raise Wrong(f"status is finished after {plural(len(record['epochs']), 'epoch')} of {config.epochs}")
     if best is None:

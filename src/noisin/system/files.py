@@ -26,7 +26,7 @@ BRIEF = 3.0  # seconds to wait for another process that may be about to end
 _LONGEST_NUMBER = 40  # characters of a number; those that we write have at most 24
 
 
-def write_whole(path: Path, content: Union[bytes, memoryview]) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically and durably: it is there whole or not at all, and stays through a power failure.
 
     Parameters
@@ -220,12 +220,12 @@ def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
     ----------
     path : Path
     patience : float, default 3
-        Seconds to wait for another process that holds the lock.
+        Seconds to wait for another process that holds the lock. After 3 s, a message on standard error names it.
 
     Returns
     -------
     file
-        The lock, as from `open_lock`.
+        The lock. It is let go when the file is closed, or when the process ends in any way.
 
     Raises
     ------
@@ -235,43 +235,16 @@ def hold_folder(path: Path, patience: float = BRIEF) -> IO[str]:
         If another process still holds the lock, naming it.
     """
     _make_folder(path)
-    lock = open_lock(path / "lock", patience)
-    for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # only the names that `write_whole` gives
-        torn.unlink(missing_ok=True)
-    return lock
-
-
-def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
-    """Open and lock a file.
-
-    Parameters
-    ----------
-    path : Path
-    patience : float, default 3
-        Seconds to wait for another process that holds the lock. After 3 s, a message on standard error names it.
-
-    Returns
-    -------
-    file
-        It is unlocked when it is closed, or when the process ends in any way.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened or written.
-    UserError
-        If another process still holds the lock, naming it.
-    """
-    file = open(path, "a+", encoding="utf-8", errors="replace", opener=_open_itself)
+    file = open(path / "lock", "a+", encoding="utf-8", errors="replace", opener=_open_itself)
     begun, told = time.monotonic(), False
     while not _lock(file):
         waited = time.monotonic() - begun
         if waited >= patience:
             holder = _holder(file)
             file.close()
-            raise UserError(f"{path.parent} is in use by {holder}: wait for it, or stop it")
+            raise UserError(f"{path} is in use by {holder}: wait for it, or stop it")
         if waited >= BRIEF and not told:
-            print(escape_unprintable(f"waiting for {_holder(file)}, which uses {path.parent}"), file=sys.stderr)
+            print(escape_unprintable(f"waiting for {_holder(file)}, which uses {path}"), file=sys.stderr)
             told = True
         time.sleep(0.1)
     try:
@@ -280,6 +253,8 @@ def open_lock(path: Path, patience: float = BRIEF) -> IO[str]:
     except OSError:  # a full disk
         file.close()
         raise
+    for torn in path.glob(f".*.{'[0-9a-f]' * 32}.tmp"):  # only the names that `write_whole` gives
+        torn.unlink(missing_ok=True)
     return file
 
 
