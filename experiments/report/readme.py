@@ -11,7 +11,7 @@ from benchmarks import report
 from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
 from experiments.records import RESULTS, draw
 from experiments.report.build import draw_against_paper
-from experiments.report.claims import FAILS, HOLDS, RIVALS, UNDECIDED, judge, seed_deviations, title_of
+from experiments.report.claims import FAILS, HOLDS, RIVALS, UNDECIDED, judge, lower, seed_deviations, title_of
 from experiments.report.runs import Run, candidates, choose, load_runs, network_of, number, runs_of
 from experiments.report.tables import (
     NOT_RUN,
@@ -32,18 +32,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def glance_section() -> str:
-    """One row for each setting of the paper's two tables, one column a method: averaged (limit), and the paper's."""
+    """One row for each setting of the paper's two tables, one column a method: averaged (limit), and the paper's.
+
+    Bold is a method to which no other is better by more than luck may be.
+    """
     rows, runs = [], load_runs()
+    deviations = seed_deviations(runs)["limit"]
     for experiment in (TABLE2, TABLE3):
         for case in experiment.cases:
             network = next(network_of(config) for config in experiment.configs() if case.covers(config))
             row = {"setting": f"{experiment.short_title}: {network}"}
-            for name in experiment.methods:
-                score, published = choose(candidates(experiment, case, runs), name), case.paper.get(name)
+            found = {name: choose(candidates(experiment, case, runs), name) for name in experiment.methods}
+            ran = [score for score in found.values() if score is not None]
+            for name, score in found.items():
                 shown = NOT_RUN if score is None else score.mean("limit")
+                if score and not any(lower(other, score, "limit", deviations) == HOLDS for other in ran):
+                    shown = f"**{shown}**"
+                published = case.paper.get(name)
                 row[METHODS[name].title] = shown + ("" if published is None else f" ({number(published)})")
             rows.append(row)
-    return markdown(markdown_safe(pd.DataFrame(rows)))
+    return markdown(pd.DataFrame(rows))
 
 
 def results_section() -> str:

@@ -409,6 +409,17 @@ def test_the_sections_of_the_readme_are_those_of_the_records(name):
     assert section == SECTIONS[name][1]()
 
 
+def test_bold_is_what_luck_may_have_kept_from_being_the_best():
+    """3 % is more than two standard errors of any difference between dropout and NOISIN."""
+    for line in split_page("glance")[1].splitlines()[2:]:
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        found = {cell: float(re.search(r"[\d.]+", cell)[0]) for cell in cells}
+        best = min(found.values())
+        bold = {cell for cell in found if cell.startswith("**")}
+        assert {cell for cell, value in found.items() if value == best} <= bold
+        assert not {cell for cell in bold if found[cell] > 1.03 * best}
+
+
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_page_says_by_how_little():
     page = SECTIONS["speed"][0].read_text(encoding="utf-8")
     compared = 0
