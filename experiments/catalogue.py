@@ -381,7 +381,8 @@ ANNEALING = Experiment(
     methods={"none": [{}], "dropout": [DROPOUT], "noisin": [{"gamma": [0.2]}], "noisin*": FIGURE2.methods["noisin*"]},
 )
 
-# Prediction: with the tighter bound a learned gamma ends higher, and regularises less. The low bound lets gamma fall.
+# Prediction: under the tighter objective a learned gamma ends higher, and regularises less. `lower_bound` is low, so
+# that gamma can fall.
 OBJECTIVE = Experiment(
     name="objective",
     title="The tighter objective, Penn Treebank: 1-layer tanh RNN, 128 units, from the identity",

@@ -63,8 +63,8 @@ def results_section() -> str:
     verdicts = verdicts_frame(judge(runs, report.read_results(report.HERE / "results.json")))
     parts += [
         "**The paper's claims: in how many comparisons each holds**",
-        "A comparison is one setting; for (d) one of NOISIN and NOISIN\\* in Figure 2's setting, for (e) one of three "
-        "methods with one of two networks and number types. *undecided*: within two standard errors or, for cost, the "
+        "A comparison is one setting; for (d) one of NOISIN and NOISIN\\* in Figure 2's setting, for (e) one of three\n"
+        "methods with one of two networks and number types. *undecided*: within two standard errors or, for cost, the\n"
         "rounds disagree.",
         markdown(markdown_safe(verdicts)),
         "**Standard deviation over seeds, in per cent of the perplexity**",

@@ -202,7 +202,9 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     -------
     matplotlib.figure.Figure
     """
-    panels = {name: records for name, records in panels.items() if any(record["epochs"] for record in records)}
+    panels = {
+        name: records for name, records in panels.items() if any(record["epochs"] for record in records)
+    } or panels
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     every = [record for records in panels.values() for record in records]
@@ -349,9 +351,9 @@ def _variants(records: Sequence[Mapping[str, Any]]) -> Dict[str, List[str]]:
 
 
 def _look(record: Mapping[str, Any], variants: Mapping[str, Sequence[str]]) -> Dict[str, Any]:
-    """Return the style of a curve: its method and a shade for its options; a colour for them if there is one method."""
+    """Return a curve's style: its method's, in a shade for its options; of one method's variants, a colour for each."""
     index = variants[record["method"]].index(_variant(record))
-    if len(variants) > 1:
+    if len(variants) > 1 or len(variants[record["method"]]) == 1:
         return {**METHODS[record["method"]].style, "markersize": 3.5, **SHADES[index % len(SHADES)]}
     color, dashes = COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
     return {**METHODS[record["method"]].style, "markersize": 3.5, "color": color, "linestyle": dashes}

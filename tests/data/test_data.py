@@ -1,4 +1,4 @@
-"""Corpora: files and their errors, download, cache, Table 1, batches, the synthetic source."""
+"""Corpora: files and their errors, download, Table 1, batches, the synthetic source."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_own_text_is_not_taken_for_a_published_corpus(alone: Path) -> None:
 def test_max_vocabulary_counts_all_types(alone: Path) -> None:
     folder = str(write_folder(alone / "mine"))
     assert load_corpus(folder, max_vocabulary=3).vocabulary.idx_to_token == ["<unk>", "<eos>", "dax"]
-    assert len(load_corpus(folder).vocabulary) == 5, ""
+    assert len(load_corpus(folder).vocabulary) == 5
     assert "at least 3" in fails(folder, max_vocabulary=2)
     assert "published vocabulary" in fails("ptb", max_vocabulary=100)
     assert "published vocabulary" in fails("synthetic", max_vocabulary=100)

@@ -614,11 +614,13 @@ def test_curves_of_one_method_can_be_told_apart_by_gamma_or_rates():
         *("NOISIN γ 0.1", "NOISIN γ 0.2", "NOISIN γ 0.4"),
     ]
     assert len(set(curves.values())) == 7
-    figure = validation_panels({"panel": records, "not run": [], "fewer": records[2:4]}, "Title")
+    nothing = {**records[3], "epochs": [], "best_epoch": None}
+    figure = validation_panels({"panel": records, "not run": [], "none": [nothing], "fewer": records[2:4]}, "Title")
     assert [axes.get_title() for axes in figure.axes] == ["panel", "fewer"]
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (1, 2)  # no column is left empty
     looks = {(line.get_color(), line.get_markerfacecolor(), line.get_alpha()) for line in figure.axes[0].get_lines()}
     assert len({look for look in looks if look[0] == METHODS["noisin"].look[0]}) >= 3
+    assert validation_panels({"alone": [nothing]}).axes  # a run that diverged at once
     # One legend for all panels, in each of which a label has the same look.
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*curves, "best epoch"]

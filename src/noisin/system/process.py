@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
+from noisin.system.errors import UserError
 from noisin.system.files import read_json
 
 # Environment variable of a process that `run` starts: the id of the process that it must not outlive.
@@ -73,7 +74,11 @@ def run(
     """
     if run_process(job, say, unwanted) not in (0, DIVERGED):
         return None
-    return read_json(Path(job.directory) / "record.json")  # the caller checks it
+    try:
+        return read_json(Path(job.directory) / "record.json")  # the caller checks it
+    except UserError as error:
+        (say or print)(f"given up: {error}")
+        return None
 
 
 def run_process(
