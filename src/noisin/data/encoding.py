@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import io
-import itertools
 import re
 from array import array
 from collections import defaultdict
@@ -103,37 +101,28 @@ def _pieces(whole: Text) -> Iterator[Tuple[str, bool]]:
     Each comes with whether its line ends there. Lines end at \n, \r\n and \r alone, as for the tools whose counts are
     compared with ours; at what else Unicode calls a line's end (U+2028, form feed), only words end.
     """
-    rest, ended = "", True
-    for text in itertools.chain(_decoded(whole), [""]):
-        last = "" if not text or text[-1].isspace() else (rest + text).rsplit(None, 1)[-1]  # it may go on
-        text, rest = f"{rest}{text}"[: len(rest) + len(text) - len(last)], last
-        if max(map(len, [rest, *text.split(None, 1)[:1]])) > PIECE:  # of the others none is longer than a piece
-            raise UserError(f"{whole.path}: a word of more than {PIECE:,} characters; expected words between spaces")
-        *lines, part = text.split("\n")
-        yield from ((line, True) for line in lines)
-        if part:
-            yield part, False
-        ended = not part and (ended or bool(lines))
-    if not ended:
-        yield "", True
-
-
-def _decoded(text: Text) -> Iterator[str]:
-    """Yield a text in pieces that may end anywhere, its lines ended by a new line."""
-    content = text.content
-    zero = content.find(b"\0")
+    zero = whole.content.find(b"\0")
     if zero >= 0:
-        raise _not_text(text, zero, "holds a zero byte, as UTF-16 does")
+        raise _not_text(whole, zero, "holds a zero byte, as UTF-16 does")
     # utf-8-sig: a byte-order mark, which some editors write, is not part of the first word.
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    for start in range(0, len(content), PIECE):
-        end = min(start + PIECE, len(content))
+    file, rest, ended = io.TextIOWrapper(io.BytesIO(whole.content), "utf-8-sig"), "", True
+    try:
+        for piece in iter(lambda: file.readline(PIECE), ""):
+            text, ended = rest + piece, piece.endswith("\n")
+            rest = "" if text[-1].isspace() else text.rsplit(None, 1)[-1]  # a word that may go on
+            text = text[: len(text) - len(rest)]
+            if max(map(len, [rest, *text.split(None, 1)[:1]])) > PIECE:  # of the others none is longer than a piece
+                raise UserError(
+                    f"{whole.path}: a word of more than {PIECE:,} characters; expected words between spaces"
+                )
+            yield text, ended
+    except UnicodeDecodeError:  # of a part of the text; its place in the whole is wanted
         try:
-            piece = decoder.decode(content[start:end], final=end == len(content))
+            whole.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _not_text(text, end - len(error.object) + error.start, "is not valid UTF-8") from None
-        if piece:  # not in the middle of a character
-            yield piece
+            raise _not_text(whole, error.start, "is not valid UTF-8") from None
+    if not ended:
+        yield rest, True
 
 
 def _not_text(text: Text, position: int, problem: str) -> UserError:
