@@ -22,7 +22,19 @@ from helpers.records import make_up_record
 from matplotlib.image import imread
 
 from experiments.__main__ import _parser, main
-from experiments.catalogue import DEMO, EXPERIMENTS, FIGURE2, GAMMA, LOWER_BOUND, RATES, TABLE2, TABLE3, ZAREMBA, Case
+from experiments.catalogue import (
+    ANNEALING,
+    DEMO,
+    EXPERIMENTS,
+    FIGURE2,
+    GAMMA,
+    LOWER_BOUND,
+    RATES,
+    TABLE2,
+    TABLE3,
+    ZAREMBA,
+    Case,
+)
 from experiments.grid import engines
 from experiments.grid.engines import local_engine
 from experiments.grid.runner import run_grid
@@ -418,6 +430,20 @@ def test_bold_is_what_luck_may_have_kept_from_being_the_best():
         bold = {cell for cell in found if cell.startswith("**")}
         assert {cell for cell, value in found.items() if value == best} <= bold
         assert not {cell for cell in bold if found[cell] > 1.03 * best}
+
+
+def test_the_pages_numbers_with_a_decaying_rate_are_those_of_the_records():
+    page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
+    for title, decay, estimator in (
+        ("constant rate, noise off", 1.0, "clean"),
+        ("decaying rate, noise off", 0.7, "clean"),
+        ("decaying rate, averaged (limit)", 0.7, "limit"),
+    ):
+        tests = []
+        for config in ANNEALING.configs(["none", "dropout", "noisin"], dtype="bfloat16", decay=decay, patience=6):
+            (run,) = (run for run in runs if run.config in (config, dataclasses.replace(config, patience=3)))
+            tests.append(f"{run.test(estimator):.1f}")
+        assert f"| {title} | {' | '.join(tests)} |" in page
 
 
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_page_says_by_how_little():
