@@ -75,7 +75,10 @@ def test_what_is_together_in_one_method_acts_together():
 
 def test_methods_tell_their_variants_apart():
     config = Config(method="noisin", gamma=[0.5], noise="gamma", noise_parameters={"k": 3}, noise_mode="multiplicative")
-    assert name_of(config) == "NOISIN (γ 0.5 gamma k=3 multiplicative)"
+    assert name_of(config) == "NOISIN (γ 0.5 multiplicative gamma k=3)"
+    assert name_of(replace(config, noise="gaussian", noise_parameters={})) == "NOISIN (γ 0.5 multiplicative gaussian)"
+    assert name_of(Config(method="noisin", noise="laplace")) == "NOISIN (γ 0.2 laplace)"
+    assert name_of(Config(method="noisin")) == "NOISIN (γ 0.2)"
     dropped = Config(method="dropout", layers=2)
     assert METHODS["dropout"].described(dropped) == "rates 0.2, 0.2, 0.2, 0.1"
     every = replace(dropped, dropout_output_layers="every")
@@ -116,5 +119,5 @@ def test_a_method_declared_elsewhere_goes_from_training_to_the_page(tmp_path, mo
     write_report(tmp_path / "out", results)
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "Zoneout" in page and f"{ours.test('clean'):.1f}" in page
-    for file in ("outside-against-paper.svg", "outside-curves.svg"):
+    for file in ("outside-test.svg", "outside-curves.svg"):
         assert "Zoneout" in (tmp_path / "out" / file).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ figures, and `index.html`, one page with all of it that loads nothing from outsi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,7 +17,18 @@ from experiments.catalogue import EXPERIMENTS, Case, Experiment
 from experiments.records import RESULTS, floor_of
 from experiments.report.claims import MISSING, UNMEASURED, Judgement, judge
 from experiments.report.page import Compared, Overview, Picture, Section, Speed, page
-from experiments.report.runs import ESTIMATORS, OWN, Run, chosen_runs, load_runs, number, runs_of, runs_of_case
+from experiments.report.runs import (
+    ESTIMATORS,
+    OWN,
+    Run,
+    Score,
+    chosen_runs,
+    load_runs,
+    number,
+    runs_of,
+    runs_of_case,
+    scores,
+)
 from experiments.report.tables import (
     Line,
     claims_frame,
@@ -122,10 +133,8 @@ def _section(experiment: Experiment, runs: Sequence[Run], out: Path) -> Section:
         if of_case:
             name = experiment.name + (f"-case{index}" if len(experiment.cases) > 1 else "")
             drawn.append((case.title, _draw(name, of_case, runs_of(experiment, runs), out)))
-    if experiment.published:
-        words = "Test perplexities of ours beside the published; the table has the numbers."
-        path = out / f"{experiment.name}-against-paper.svg"
-        drawn.insert(0, ("", [_picture(draw_against_paper(experiment, runs), path, words)]))
+    path, words = out / f"{experiment.name}-test.svg", "Test perplexities; the table has the numbers."
+    drawn.insert(0, ("", [_picture(draw_tests(experiment, runs), path, words)]))
     return Section(experiment, found, files, drawn, overview)
 
 
@@ -148,23 +157,37 @@ def _tables(name: str, title: str, shown: pd.DataFrame, full: pd.DataFrame, out:
     return contents
 
 
-def draw_against_paper(experiment: Experiment, runs: Sequence[Run]) -> Figure:
-    """Draw the test perplexities of each method's best variant beside the paper's, where there are such numbers."""
-    panels = {
-        case.title: [
-            {
-                "method": method,
-                "paper": case.paper.get(method),
-                "runs": [
-                    {estimator: run.test(estimator) for estimator in ESTIMATORS}
-                    for run in chosen_runs(experiment, case, runs, method)
-                ],
-            }
-            for method in experiment.methods
-        ]
-        for case in experiment.cases
-    }
-    return figures.against_paper(panels, experiment.title)
+def draw_tests(experiment: Experiment, runs: Sequence[Run]) -> Figure:
+    """Draw the test perplexities: beside published ones each method's best variant, otherwise every variant."""
+    rows_of = _beside_published if experiment.published else _of_variants
+    panels = {case.title: rows_of(experiment, case, runs) for case in experiment.cases}
+    return figures.test_perplexities(panels, experiment.title)
+
+
+def _beside_published(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Dict[str, Any]]:
+    return [
+        _row(METHODS[method].title, method, chosen_runs(experiment, case, runs, method), case.paper.get(method))
+        for method in experiment.methods
+    ]
+
+
+def _of_variants(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Dict[str, Any]]:
+    found = lines(experiment, runs_of_case(experiment, case, runs))
+    of_variants = scores([line.run for line in found if line.run])
+    return [_row(_told_apart(score, of_variants), score.config.method, score.runs) for score in of_variants]
+
+
+def _told_apart(score: Score, among: Sequence[Score]) -> str:
+    """Return its method, and what distinguishes it from other variants of the method."""
+    method = METHODS[score.config.method]
+    configs = [one.config for one in among if one.config.method == method.name]
+    differing = [one for one in method.regularisers if len(set(map(one.described, configs))) > 1]
+    return f"{method.title} {'; '.join(one.described(score.config) for one in differing)}".strip()
+
+
+def _row(label: str, method: str, runs: Sequence[Run], paper: Optional[float] = None) -> Dict[str, Any]:
+    tests = [{estimator: run.test(estimator) for estimator in ESTIMATORS} for run in runs]
+    return {"label": label, "method": method, "paper": paper, "runs": tests}
 
 
 def _draw(name: str, runs: Sequence[Run], compared_with: Sequence[Run], out: Path) -> List[Picture]:

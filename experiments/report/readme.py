@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks import report
 from experiments.catalogue import EXPERIMENTS, TABLE2, TABLE3, Experiment
 from experiments.records import RESULTS, draw
-from experiments.report.build import draw_against_paper
+from experiments.report.build import draw_tests
 from experiments.report.claims import FAILS, HOLDS, RIVALS, UNDECIDED, judge, lower, seed_deviations, title_of
 from experiments.report.runs import Run, candidates, choose, load_runs, network_of, number, runs_of
 from experiments.report.tables import (
@@ -122,24 +122,21 @@ def _beside_paper(experiment: Experiment, runs: Sequence[Run]) -> str:
         if experiment.searches:
             parts += ["What validation chose:", markdown(markdown_safe(choices_frame(experiment, runs)))]
         table = "\n\n".join([*parts, _folded(f"{experiment.short_title}: every run", table)])
-    picture = f"![{experiment.title}: test perplexity, ours and the published]({_folder(experiment)}/against-paper.png)"
-    return "\n\n".join([f"**{experiment.title}**", table, picture, _curves(experiment)])
+    return "\n\n".join([f"**{experiment.title}**", table, _pictures(experiment)])
 
 
 def _by_itself(experiment: Experiment, runs: Sequence[Run]) -> str:
-    return _folded(experiment.title, f"{_every_run(experiment, runs)}\n\n{_curves(experiment)}")
+    return _folded(experiment.title, f"{_every_run(experiment, runs)}\n\n{_pictures(experiment)}")
 
 
 def _every_run(experiment: Experiment, runs: Sequence[Run]) -> str:
     return markdown(markdown_safe(frame(experiment, lines(experiment, runs_of(experiment, runs), runs))))
 
 
-def _curves(experiment: Experiment) -> str:
-    return f"![{experiment.title}: curves]({_folder(experiment)}/curves.png)"
-
-
-def _folder(experiment: Experiment) -> str:
-    return f"../experiments/results/{experiment.name}"
+def _pictures(experiment: Experiment) -> str:
+    folder = f"../experiments/results/{experiment.name}"
+    shown = {"test.png": "test perplexity", "curves.png": "curves"}
+    return "\n\n".join(f"![{experiment.title}: {what}]({folder}/{file})" for file, what in shown.items())
 
 
 def _folded(title: str, content: str) -> str:
@@ -193,10 +190,9 @@ def update_pages() -> None:
     """Draw the figures anew and rewrite the sections."""
     runs = load_runs()
     for experiment in begun(runs):
-        records = [run.record for run in runs_of(experiment, runs)]
-        save(draw(experiment, records), RESULTS / experiment.name / "curves.png")
-        if is_beside_paper(experiment):
-            save(draw_against_paper(experiment, runs), RESULTS / experiment.name / "against-paper.png")
+        records, folder = [run.record for run in runs_of(experiment, runs)], RESULTS / experiment.name
+        save(draw(experiment, records), folder / "curves.png")
+        save(draw_tests(experiment, runs), folder / "test.png")
     report.draw(report.read_results(report.HERE / "results.json"), report.HERE)
     for name, (path, section) in SECTIONS.items():
         before, _, after = split_page(name)

@@ -228,7 +228,7 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     return figure
 
 
-# Markers in `against_paper` of our estimators and of the published number.
+# Markers in `test_perplexities` of our estimators and of the published number.
 MARKS: Dict[str, Dict[str, Any]] = {
     "clean": {"linestyle": "", "zorder": 2},
     "limit": {"linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 1.5},
@@ -236,15 +236,15 @@ MARKS: Dict[str, Dict[str, Any]] = {
 PAPER: Dict[str, Any] = {"color": "#777777", "marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
 
 
-def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
-    """Draw our test perplexities beside the published ones, in a panel for each setting.
+def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
+    """Draw our test perplexities, beside the published ones if there are any, in a panel for each setting.
 
     Parameters
     ----------
     panels : mapping of str to sequence of dict
-        Title of each panel and its rows, from the top. A row has `method` (its name), `paper` (a perplexity or None)
-        and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none. A panel without runs is
-        left out, and so is a row with neither runs nor a published perplexity.
+        Title of each panel and its rows, from the top. A row has `label`, `method` (its name), `paper` (a perplexity
+        or None) and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none. A panel without
+        runs is left out, and so is a row with neither runs nor a published perplexity.
     title : str, default none
 
     Returns
@@ -253,12 +253,14 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
     """
     found = {name: [row for row in rows if row["runs"] or row["paper"] is not None] for name, rows in panels.items()}
     panels = {name: rows for name, rows in found.items() if any(row["runs"] for row in rows)}
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 0.9 + 1.6 * rows), layout="constrained")
+    labels = [[row["label"] for row in rows] for rows in panels.values()]
+    columns = min(3, len(panels)) if all(one == labels[0] for one in labels) else 1
+    heights = [0.6 + 0.25 * len(of_panel) for of_panel in labels[::columns]]
+    figure = Figure(figsize=(11, 0.9 + sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     shared = None
-    for index, (name, settings) in enumerate(panels.items(), 1):
-        axes = shared = figure.add_subplot(rows, columns, index, sharex=shared)
+    for index, (name, settings) in enumerate(panels.items()):
+        axes = shared = figure.add_subplot(grid[divmod(index, columns)], sharex=shared)
         for height, setting in enumerate(settings):
             method = METHODS[setting["method"]]
             style: Dict[str, Any] = {name: method.style[name] for name in ("color", "marker")}
@@ -271,20 +273,18 @@ def against_paper(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: str 
             if not setting["runs"]:
                 place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
                 axes.annotate("not run yet", (0.99, height), fontsize=9, color="#777777", **place)
-        axes.set_yticks(range(len(settings)), [METHODS[setting["method"]].title for setting in settings])
+        axes.set_yticks(range(len(settings)), [setting["label"] for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
         axes.grid(alpha=0.25)
         axes.label_outer()
-        if index > len(panels) - columns:
+        if index >= len(panels) - columns:
             axes.set_xlabel("test perplexity")
     grey = {"color": "#000000", "marker": "o"}
-    entries = [
-        ({**grey, **MARKS["clean"]}, "ours, noise off"),
-        ({**grey, **MARKS["limit"]}, "ours, averaged over noise (limit)"),
-    ]
-    handles = [Line2D([], [], **how) for how, _ in [*entries, (PAPER, "")]]
-    _legend_below(figure, handles, [*(label for _, label in entries), "published"])
+    legend = {"noise off": {**grey, **MARKS["clean"]}, "averaged over noise (limit)": {**grey, **MARKS["limit"]}}
+    if any(row["paper"] is not None for rows in panels.values() for row in rows):
+        legend = {**{f"ours, {label}": style for label, style in legend.items()}, "published": PAPER}
+    _legend_below(figure, [Line2D([], [], **style) for style in legend.values()], list(legend))
     figure.suptitle(title)
     return figure
 

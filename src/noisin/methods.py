@@ -175,8 +175,9 @@ def _numbers(values: Iterable[float]) -> str:
 def _family(config: Options) -> str:
     """Describe the noise, unless it is the paper's: additive and Gaussian."""
     parameters = "".join(f" {name}={value:g}" for name, value in sorted(config.noise_parameters.items()))
-    family = "" if (config.noise, parameters) == ("gaussian", "") else f" {config.noise}{parameters}"
-    return family + ("" if config.noise_mode == "additive" else f" {config.noise_mode}")
+    mode = "" if config.noise_mode == "additive" else f" {config.noise_mode}"
+    described = f"{mode} {config.noise}{parameters}"
+    return "" if described == " gaussian" else described
 
 
 def _learned_spread(config: Options) -> str:
@@ -225,6 +226,7 @@ def _together(first: Method, second: Method, color: str, marker: str) -> Method:
     return Method(name, title, (color, second.look[1], marker), first.regularisers + second.regularisers)
 
 
+DROPOUT_NOISIN = _together(DROPOUT, NOISIN, "#009E73", "P")
 METHODS: Dict[str, Method] = {
     method.name: method
     for method in (
@@ -232,7 +234,7 @@ METHODS: Dict[str, Method] = {
         DROPOUT,
         NOISIN,
         NOISIN_STAR,
-        _together(DROPOUT, NOISIN, "#009E73", "P"),
+        DROPOUT_NOISIN,
         _together(DROPOUT, NOISIN_STAR, "#CC79A7", "X"),
         STANDARD_DROPOUT,
         _together(STANDARD_DROPOUT, NOISIN, "#8C510A", "<"),

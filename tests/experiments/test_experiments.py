@@ -28,6 +28,7 @@ from experiments.catalogue import (
     EXPERIMENTS,
     FIGURE2,
     GAMMA,
+    ICML,
     LOWER_BOUND,
     RATES,
     TABLE2,
@@ -39,9 +40,9 @@ from experiments.grid import engines
 from experiments.grid.engines import local_engine
 from experiments.grid.runner import run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
-from experiments.report.build import draw_against_paper
+from experiments.report.build import draw_tests
 from experiments.report.page import table_row
-from experiments.report.readme import SECTIONS, begun, is_beside_paper, split_page
+from experiments.report.readme import SECTIONS, begun, split_page
 from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
 from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
@@ -469,7 +470,7 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
             (TABLE2.configs(["noisin*"])[1], {"clean": None, "averaged_limit": 128.5}),  # not finite
         )
     )
-    figure = draw_against_paper(TABLE2, [first, second, lost])
+    figure = draw_tests(TABLE2, [first, second, lost])
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["None", "Dropout", "NOISIN", "NOISIN*"]
     for axes, case in zip(figure.axes, TABLE2.cases):
@@ -487,9 +488,22 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
     assert ours == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}]  # nothing has run of the other cases
     missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in figure.axes]
     assert missing == [3, 2]
-    figure = draw_against_paper(ZAREMBA, [run_of(record_of(ZAREMBA.configs(["none"])[0]))])
+    figure = draw_tests(ZAREMBA, [run_of(record_of(ZAREMBA.configs(["none"])[0]))])
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["None"]  # of the others there is nothing to show
+
+
+def test_every_variant_has_a_row_of_test_perplexities_where_nothing_was_published():
+    configs = [*ICML.configs(["none"]), *ICML.configs(["noisin"])[:2], *ICML.configs(["noisin"], [2])[:1]]
+    runs = [
+        run_of({**record_of(config), "test_ppl": {"clean": 100.0 + index, "averaged_limit": 90.0 + index}})
+        for index, config in enumerate(configs)
+    ]
+    (axes,) = draw_tests(ICML, runs).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["None", "NOISIN γ 0.5 multiplicative gaussian", "NOISIN γ 1 multiplicative gaussian"]
+    points = [tuple(line.get_xydata()[0]) for line in axes.get_lines()]
+    assert sorted(points) == [(90, 0), (91, 1), (92, 2), (93, 1), (100, 0), (101, 1), (102, 2), (103, 1)]
 
 
 def test_a_run_of_one_epoch_has_a_marker_whichever_seed_it_is():
@@ -510,16 +524,15 @@ def test_one_gamma_looks_the_same_in_figures_that_stand_side_by_side():
 @needs_matplotlib
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_the_figure_of_an_experiment_is_of_its_records(tmp_path, experiment):
-    committed, runs = RESULTS / experiment.name / "curves.png", runs_of(experiment, load_runs())
-    assert committed.exists() == (experiment in begun(load_runs()))
-    if committed.exists():
-        save(draw(experiment, [run.record for run in runs]), tmp_path / "curves.png")
-        np.testing.assert_array_equal(imread(tmp_path / "curves.png"), imread(committed))
-    committed = RESULTS / experiment.name / "against-paper.png"
-    assert committed.exists() == (experiment in begun(load_runs()) and is_beside_paper(experiment))
-    if committed.exists():
-        save(draw_against_paper(experiment, load_runs()), tmp_path / "against-paper.png")
-        np.testing.assert_array_equal(imread(tmp_path / "against-paper.png"), imread(committed))
+    runs, of_its_own = load_runs(), experiment in begun(load_runs())
+    records = [run.record for run in runs_of(experiment, runs)]
+    figures = {"curves.png": lambda: draw(experiment, records), "test.png": lambda: draw_tests(experiment, runs)}
+    for name, make in figures.items():
+        committed = RESULTS / experiment.name / name
+        assert committed.exists() == of_its_own
+        if of_its_own:
+            save(make(), tmp_path / name)
+            np.testing.assert_array_equal(imread(tmp_path / name), imread(committed))
 
 
 def test_a_short_comparison_ends_with_a_table_and_is_not_run_twice(tmp_path):

@@ -22,6 +22,7 @@ from experiments.catalogue import (
     DEMO,
     DROPOUT,
     FIGURE2,
+    ICML,
     IDENTITY,
     LOWER_BOUND,
     RATES,
@@ -862,6 +863,26 @@ def test_the_gain_on_wikitext2_is_small_or_not(tmp_path, ours, verdict, said):
     assert [(one.measure, one.verdict) for one in found] == [("test, clean", verdict), ("test, limit", verdict)]
     assert plain(found[0].evidence).split(":")[0] == said
     assert found[0].paper == "holds: +1.04 %"
+
+
+@pytest.mark.parametrize(
+    "perplexities, verdict",
+    [
+        # Dropout, standard dropout, NOISIN, both together: (g) against two rivals, then (h) against two.
+        ((104.0, 102.0, 98.0, 96.0), {"g": ["holds", "holds"], "h": ["holds", "holds"]}),
+        ((104.0, 96.0, 98.0, 100.0), {"g": ["holds", "fails"], "h": ["holds", "fails"]}),
+        ((98.0, 98.01, 98.0, 98.0), {"g": ["undecided", "undecided"], "h": ["undecided", "undecided"]}),
+        ((104.0, None, 98.0, None), {"g": ["holds", "not enough runs"], "h": 2 * ["not enough runs"]}),
+    ],
+)
+def test_the_later_versions_claims_are_judged_against_each_rival(tmp_path, perplexities, verdict):
+    methods = ("dropout", "standard-dropout", "noisin", "dropout+noisin")
+    configs = [ICML.configs([method])[0] for method in methods]
+    ran = [level(config, value) for config, value in zip(configs, perplexities) if value is not None]
+    # A variant that validates worse has no say.
+    ran += [record_of(config, 50.0, valid=200.0) for config in ICML.configs(["noisin"])[1:2]]
+    judged = [one for one in judge(put(tmp_path, *ran, *with_luck(0.001))) if one.measure in ("test, clean", "-")]
+    assert {claim: [one.verdict for one in judged if one.claim == claim] for claim in "gh"} == verdict
 
 
 def test_without_runs_no_claim_is_judged(tmp_path):
