@@ -14,7 +14,7 @@ from mxnet.gluon import HybridBlock
 from noisin.config import OBJECTIVES
 from noisin.graphs import Tensor
 from noisin.model import LanguageModel
-from noisin.native.crossentropy import cross_entropy
+from noisin.native.crossentropy import cross_entropy, scale_rows
 
 
 class AveragedLikelihood(HybridBlock):
@@ -139,16 +139,14 @@ class FusedLikelihood(AveragedLikelihood):
             product, bias, states = self._products(inputs, states)
         weight = 1.0 if self._log_averaged else 1 / self._samples
         log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), weight)
-        if not self._log_averaged:
-            autograd.backward([product, bias], [product, bias_gradient])
-            return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
-        of_trajectories = log_p.reshape((self._length, self._samples, -1)).sum(axis=0)
-        weights = mx.nd.softmax(of_trajectories, axis=0).reshape((1, -1)).tile((self._length, 1)).reshape((-1, 1))
-        gradient = mx.nd.broadcast_mul(mx.nd.amp_cast(product, dtype="float32"), weights)
-        product_gradient = mx.nd.amp_cast(gradient, dtype=product.dtype)
-        autograd.backward([product, bias], [product_gradient, gradient.sum(axis=0)])
-        log_likelihoods = averaged(of_trajectories.asnumpy().astype(np.float64)[None])
-        return -float(log_likelihoods.sum()), states
+        likelihood = log_p.asnumpy().sum(dtype=np.float64) / self._samples
+        if self._log_averaged:
+            of_trajectories = log_p.reshape((self._length, self._samples, -1)).sum(axis=0)
+            shares = mx.nd.softmax(of_trajectories, axis=0).reshape((1, -1))
+            bias_gradient = scale_rows(product, shares.tile((self._length, 1)).reshape((-1,)))
+            likelihood = averaged(of_trajectories.asnumpy().astype(np.float64)[None]).sum()
+        autograd.backward([product, bias], [product, bias_gradient])
+        return -float(likelihood), states
 
 
 class _DecoderProducts(HybridBlock):

@@ -81,6 +81,22 @@ def test_a_logit_that_is_not_finite_makes_its_row_nan_and_no_other(dtype, poison
     assert np.isfinite(gradient[[0, 2]]).all() and np.isfinite(log_p[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_rows_are_scaled_in_place_and_summed_before_rounding(monkeypatch, threads, dtype):
+    monkeypatch.setattr(crossentropy, "threads", lambda: threads)
+    values, weights = np.random.normal(0, 1, (33, 129)).astype(np.float32), np.random.uniform(0, 1, 33)
+    product = mx.nd.array(values)
+    if dtype == "bfloat16":
+        values = from_bfloat16(to_bfloat16(values))
+        product = mx.nd.amp_cast(product, dtype=BFLOAT16)
+    sums = crossentropy.scale_rows(product, mx.nd.array(weights)).asnumpy()
+    scaled = compiled.memory(product)
+    expected = values * weights.astype(np.float32)[:, None]
+    np.testing.assert_array_equal(scaled, expected if dtype == "float32" else to_bfloat16(expected))
+    np.testing.assert_allclose(sums, expected.sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused():
     logits, bias, targets = np.zeros((3, 5), np.float32), np.zeros(5, np.float32), np.array([0, 1, 4])
     cross_entropy(logits, bias, targets)

@@ -72,6 +72,31 @@ static void cross_entropy_of_rows(void *product, int half, const float *restrict
     }
 }
 
+/* For each of `rows` rows of `product`, as above: product[row] *= weights[row]; sums += product[row], before rounding. */
+FOR_EACH_PROCESSOR
+static void scale_some_rows(void *product, int half, const float *restrict weights, int64_t rows, int64_t size,
+                            float *restrict sums) {
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict full = (float *)product + row * size;
+        uint16_t *restrict halves = (uint16_t *)product + row * size;
+        float weight = weights[row];
+        if (half) {
+#pragma omp simd
+            for (int64_t i = 0; i < size; i++) {
+                float scaled = from_bits((uint32_t)halves[i] << 16) * weight;
+                sums[i] += scaled;
+                halves[i] = to_bfloat16(scaled);
+            }
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < size; i++) {
+                full[i] *= weight;
+                sums[i] += full[i];
+            }
+        }
+    }
+}
+
 /* What crossentropy.py gives, field by field; `scratch` has place for two rows for each of `parts`. */
 struct cross_entropy {
     void *product;
@@ -81,6 +106,21 @@ struct cross_entropy {
     int64_t half, rows, size, parts;
     float weight;
 };
+
+/* As `cross_entropy`; `scratch` has place for one row for each of `parts`. */
+struct scale_rows {
+    void *product;
+    float *weights, *scratch, *sums;
+    int64_t half, rows, size, parts;
+};
+
+/* sums = the sum of `parts` rows, which are `stride` floats apart. */
+static void add_up(const float *parts_of_sums, int64_t parts, int64_t stride, int64_t size, float *sums) {
+    memset(sums, 0, sizeof(float) * (size_t)size);
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t i = 0; i < size; i++)
+            sums[i] += parts_of_sums[part * stride + i];
+}
 
 /* All rows, in parts that threads do at the same time; `context` is the engine's. */
 void noisin_cross_entropy(void *context, void *given) {
@@ -96,8 +136,19 @@ void noisin_cross_entropy(void *context, void *given) {
                               task->targets + start, task->weight, end - start, size, buffer, task->log_p + start,
                               gradient);
     }
-    memset(task->bias_gradient, 0, sizeof(float) * (size_t)size);
-    for (int64_t part = 0; part < task->parts; part++)
-        for (int64_t i = 0; i < size; i++)
-            task->bias_gradient[i] += task->scratch[(2 * part + 1) * size + i];
+    add_up(task->scratch + size, task->parts, 2 * size, size, task->bias_gradient);
+}
+
+void noisin_scale_rows(void *context, void *given) {
+    const struct scale_rows *task = given;
+    int64_t size = task->size, bytes = task->half ? 2 : 4;
+    (void)context;
+    memset(task->scratch, 0, sizeof(float) * (size_t)(task->parts * size));
+#pragma omp parallel for schedule(static, 1)
+    for (int64_t part = 0; part < task->parts; part++) {
+        int64_t start = task->rows * part / task->parts, end = task->rows * (part + 1) / task->parts;
+        scale_some_rows((char *)task->product + start * size * bytes, task->half != 0, task->weights + start,
+                        end - start, size, task->scratch + part * size);
+    }
+    add_up(task->scratch, task->parts, size, size, task->sums);
 }

@@ -71,6 +71,41 @@ def cross_entropy(
     return log_p, bias_gradient
 
 
+def scale_rows(product: mx.nd.NDArray, weights: mx.nd.NDArray) -> mx.nd.NDArray:
+    """Multiply each row of `product` by its weight, in place.
+
+    Parameters
+    ----------
+    product : NDArray (N, V), float32 or bfloat16
+        As `cross_entropy` leaves it.
+    weights : NDArray (N,), float32
+
+    Returns
+    -------
+    NDArray (V,), float32
+        The sum of all rows, from before they are rounded to bfloat16.
+    """
+    (rows, size), parts = product.shape, threads()
+    sums, scratch = mx.nd.empty((size,)), mx.nd.empty((parts, size))
+    _ScaleRows.push(
+        reads={"weights": weights},
+        writes={"product": product, "scratch": scratch, "sums": sums},
+        half=product.dtype != np.float32,
+        rows=rows,
+        size=size,
+        parts=parts,
+    )
+    return sums
+
+
+class _ScaleRows(Operator):
+    run = function("_crossentropy", "noisin_scale_rows")
+    _fields_ = [
+        *((name, ARRAY) for name in ("product", "weights", "scratch", "sums")),
+        *((name, NUMBER) for name in ("half", "rows", "size", "parts")),
+    ]
+
+
 class _CrossEntropy(Operator):
     run = function("_crossentropy", "noisin_cross_entropy")
     _fields_ = [
