@@ -270,9 +270,10 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
                         axes.plot(test[estimator], height, **{**style, **how})
             if setting["paper"] is not None:
                 axes.plot(setting["paper"], height, **PAPER)
-            if not setting["runs"]:
-                place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
-                axes.annotate("not run yet", (0.99, height), fontsize=9, color="#777777", **place)
+                if not any(math.isfinite(value) for test in setting["runs"] for value in test.values()):
+                    beside: Dict[str, Any] = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right"}
+                    said = "diverged" if setting["runs"] else "not run yet"
+                    axes.annotate(said, (setting["paper"], height), va="center", color="#777777", **beside)
         axes.set_yticks(range(len(settings)), [setting["label"] for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)

@@ -488,6 +488,9 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
     assert ours == [{(120.5, 0)}, {(130.25, 2), (129.75, 2), (128.5, 3)}]  # nothing has run of the other cases
     missing = [sum(text.get_text() == "not run yet" for text in axes.texts) for axes in figure.axes]
     assert missing == [3, 2]
+    gone = record_of(TABLE2.configs(["none"])[0], epochs=[], best_epoch=None, valid_ppl=None, test_ppl=None)
+    (text, *_) = draw_tests(TABLE2, [run_of({**gone, "status": "diverged"})]).axes[0].texts
+    assert text.get_text() == "diverged"
     figure = draw_tests(ZAREMBA, [run_of(record_of(ZAREMBA.configs(["none"])[0]))])
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["None"]  # of the others there is nothing to show
