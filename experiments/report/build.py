@@ -172,15 +172,15 @@ def _beside_published(experiment: Experiment, case: Case, runs: Sequence[Run]) -
 
 
 def _of_variants(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Dict[str, Any]]:
-    found = lines(experiment, runs_of_case(experiment, case, runs))
-    of_variants = scores([line.run for line in found if line.run])
-    return [_row(_told_apart(score, of_variants), score.config.method, score.runs) for score in of_variants]
+    in_order = lines(experiment, runs_of_case(experiment, case, runs))
+    variants = scores([line.run for line in in_order if line.run])
+    return [_row(_label(score, variants), score.config.method, score.runs) for score in variants]
 
 
-def _told_apart(score: Score, among: Sequence[Score]) -> str:
+def _label(score: Score, variants: Sequence[Score]) -> str:
     """Return its method, and what distinguishes it from other variants of the method."""
     method = METHODS[score.config.method]
-    configs = [one.config for one in among if one.config.method == method.name]
+    configs = [one.config for one in variants if one.config.method == method.name]
     differing = [one for one in method.regularisers if len(set(map(one.described, configs))) > 1]
     return f"{method.title} {'; '.join(one.described(score.config) for one in differing)}".strip()
 

@@ -272,8 +272,8 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
                 axes.plot(setting["paper"], height, **PAPER)
                 if not any(math.isfinite(value) for test in setting["runs"] for value in test.values()):
                     beside: Dict[str, Any] = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right"}
-                    said = "diverged" if setting["runs"] else "not run yet"
-                    axes.annotate(said, (setting["paper"], height), va="center", color="#777777", **beside)
+                    status = "diverged" if setting["runs"] else "not run yet"
+                    axes.annotate(status, (setting["paper"], height), va="center", color="#777777", **beside)
         axes.set_yticks(range(len(settings)), [setting["label"] for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
