@@ -20,7 +20,6 @@ from noisin.commands.parser import OneLineParser, names, natural, positive, run_
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
 from noisin.figures import save
-from noisin.methods import METHODS
 from noisin.system.device import check_dtype, find_device
 from noisin.system.errors import UserError, escape_unprintable, short_repr
 from noisin.system.process import Job
@@ -56,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(again="the same command goes on from the last finished epochs")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, experiment in EXPERIMENTS.items():
-        _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title))
+        _add_options(commands.add_parser(name, help=experiment.title, description=experiment.title), experiment)
     says = "rewrite the results in README.md and docs/ and their figures from the committed records"
     commands.add_parser("readme", help=says, description=says)
     says = "write tables, figures and a page from the committed records"
@@ -71,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--methods", type=names, help=f"of {','.join(METHODS)} (default: all)")
+def _add_options(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
+    parser.add_argument("--methods", type=names, help=f"of {','.join(experiment.methods)} (default: all)")
     parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
     parser.add_argument(
         "--only",
@@ -139,7 +138,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> int:
     device = None if remote else find_device(arguments.device)  # a wrong one is said once, before any run
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"
-    elsewhere = sorted(RESULTS.glob("*")) if kept else []
+    elsewhere = sorted(set(RESULTS.glob("*")) - {results}) if kept else []
     useful = useful_threads(max(config.hidden for config in configs), threads())
     jobs = arguments.jobs or (1 if remote else threads() // useful)
     run_all = dask_engine(arguments.scheduler, jobs) if arguments.scheduler else local_engine(jobs)

@@ -119,7 +119,7 @@ class Experiment:
         return list({config.digest: config for config in found}.values())  # cases share what their options do not reach
 
 
-# Of RATES' the rates that validate best with one layer of tanh. Weight decay as in Gal and Ghahramani's code.
+# The rates in RATES that validate best with one layer of tanh. Weight decay as in Gal and Ghahramani's code.
 DROPOUT: Dict[str, Any] = {
     "dropout_inputs": 0.1,
     "dropout_states": 0.1,
@@ -178,7 +178,7 @@ FIGURE2 = Experiment(
     methods={
         "none": [{}],
         "dropout": [DROPOUT],
-        # Between 0.1 and 0.3, of which an earlier trial's validation curves were known; of GAMMA's it validates best.
+        # Between 0.1 and 0.3, of which an earlier trial's validation curves were known.
         "noisin": [{"gamma": [0.2]}],
         "noisin*": [{"gamma": [0.3], "lower_bound": 0.1}],
     },
@@ -239,8 +239,8 @@ _TABLE2_CASES = [
     _network(2, "relu", 171.0, 165.9, 168.5, 165.0),
 ]
 
-# The paper says that the start played "a very big role", not which one its networks had. With tanh this one validates
-# best, by INITIALISATION; with ReLUs it is the usual one (Le et al., 2015).
+# The paper says that the start played "a very big role", not which one its networks had. With one layer of tanh this
+# one validates best, by INITIALISATION; with ReLUs it is the usual one (Le et al., 2015).
 IDENTITY = Experiment(
     name="identity",
     title="Table 2 from the identity, Penn Treebank: RNNs of 256 units a layer",
@@ -288,7 +288,7 @@ _TABLE3_SETTING: Dict[str, Any] = {
     "patience": 13,
 }
 
-# Noise stronger than 0.1, with which the network overfits.
+# With noise of 0.1 the network still overfits; these are stronger.
 SPREAD = Experiment(
     name="spread",
     title="Choosing the noise, WikiText-2: 2-layer LSTM, 200 units",

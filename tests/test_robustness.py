@@ -115,6 +115,12 @@ def test_the_command_prints_a_table_and_draws(tmp_path, monkeypatch, capsys):
     found = [line.split()[1:4] for line in table if line.split()[0] in ("none", "own")]
     assert "corpus" in table[0] and [words[0] for words in found] == ["synthetic,", "own.txt,"]
     assert found[1] == ["own.txt,", "7", "types"]
+    os.mkdir("a")
+    Path("a", "own.txt").write_text("one two three four five\n" * 800, encoding="utf-8")
+    assert main(["train", *own[:2], "--corpus", "a/own.txt", "--run-dir", "namesake", *common]) == 0
+    capsys.readouterr()
+    assert main(["robustness", "own", "namesake"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["own.txt,", "a/own.txt,"]
     os.rename("own.txt", "moved.txt")
     assert main(["robustness", "own"]) == 2
     assert "--corpus" not in capsys.readouterr().err

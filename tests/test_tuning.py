@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shlex
 import sys
@@ -123,6 +124,7 @@ def test_the_command_of_a_configuration_is_that_configuration(monkeypatch):
     Path("text.txt").rename("a b.txt")
     assert main(shlex.split(train_command(config))[1:]) == 0
     assert trained == [config]
+    assert train_command(config, ["--data-dir", "a b"]).startswith("noisin train --data-dir 'a b' --")
 
 
 def test_a_search_prunes_bad_trials_and_leaves_the_test_split_alone(untouched, monkeypatch):
@@ -218,6 +220,7 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
         ("--methods noise", "argument --methods: 'noise' is unknown: it must be of none, dropout"),
         ("--methods ,", "nothing is named"),
         ("--methods none --gamma 0.3", "--gamma has no effect with --method none; remove it"),
+        ("--methods noisin,none --learning-rate 0.01", "nothing is left to search with method none"),
         ("--noise cauchy", "invalid choice: 'cauchy'"),
         ("--noise-mode sideways", "invalid choice: 'sideways'"),
         ("--noise-parameters k=2", "those of one noise family: give --noise too"),
@@ -290,6 +293,26 @@ def test_a_torn_last_line_of_the_journal_is_cut_off():
     assert len(search("study", 3, epochs=1).ended()) == 3
 
 
+def test_a_lock_that_a_killed_search_left_does_not_stop_the_next_one():
+    before = search("study", 1, epochs=1)
+    os.symlink("study/study.jsonl", "study/study.jsonl.lock")  # as Optuna does; from inside the folder it leads nowhere
+    assert outcome(search("study", 1, epochs=1)) == outcome(before)
+
+
+def test_an_interrupted_trial_with_a_damaged_state_goes_on_from_the_one_before(monkeypatch):
+    expected = outcome(search("whole", 1, ["noisin"]))
+
+    def stop(job, say, unwanted, options):
+        return in_this_process(job, say, lambda: Path(job.directory, "state-before.json").exists(), options)
+
+    monkeypatch.setattr(tuning, "run_process", stop)
+    with pytest.raises(UserError, match="ended without a result"):
+        search("study", 1, ["noisin"])
+    Path("study/trial-0000/state.json").write_text("{")
+    monkeypatch.setattr(tuning, "run_process", in_this_process)
+    assert outcome(search("study", 1, ["noisin"])) == expected
+
+
 def test_a_folder_of_something_else_is_no_study(capsys):
     Path("runs", "one").mkdir(parents=True)
     assert "runs holds no study, but one: give a new folder" in refused(capsys, "tune", *OPTIONS, "--study", "runs")
@@ -304,12 +327,14 @@ def test_two_searches_in_one_study_are_refused():
 def test_the_printed_command_trains_the_best_trial(capsys, monkeypatch):
     """With processes."""
     monkeypatch.setattr(tuning, "run_process", process.run_process)
-    assert main(["tune", *OPTIONS, "--epochs", "2", "--trials", "2", "--jobs", "2", "--methods", "noisin"]) == 0
+    options = [*OPTIONS, "--epochs", "2", "--device", "cpu"]
+    assert main(["tune", *options, "--trials", "2", "--jobs", "2", "--methods", "noisin"]) == 0
     output = capsys.readouterr().out
     (folder,) = Path("runs/tune").iterdir()
     study = Study(folder, Space(["noisin"], {**FIXED, "epochs": 2}), load_corpus("text.txt"))
     assert len(study.ended()) == 2 and not list(folder.glob("trial-*"))
     assert f"study {folder}\n" in output and "| trial   | valid" in output
     command = shlex.split(output.splitlines()[-1])
-    assert command[:2] == ["noisin", "train"] and main([*command[1:], "--run-dir", "run", "--quiet"]) == 0
+    assert command[:4] == ["noisin", "train", "--device", "cpu"]
+    assert main([*command[1:], "--run-dir", "run", "--quiet"]) == 0
     assert read_record(Path("run/record.json"))["valid_ppl"] == study.best().value

@@ -22,8 +22,10 @@ from experiments.report.runs import (
     OWN,
     Run,
     Score,
-    chosen_runs,
+    candidates,
+    choose,
     load_runs,
+    name_of,
     number,
     runs_of,
     runs_of_case,
@@ -44,7 +46,7 @@ from experiments.report.tables import (
 from noisin import figures
 from noisin.methods import METHODS
 from noisin.runs.comparison import by_corpus, draw, labels
-from noisin.system.errors import plural
+from noisin.system.errors import escape_unprintable, plural
 from noisin.system.files import write_file
 from noisin.tables import markdown
 
@@ -96,7 +98,8 @@ def write_own_report(folder: Path, out: Path = FOLDER / "runs") -> None:
     published = [experiment for experiment in EXPERIMENTS.values() if experiment.published]
     sections = [_section(experiment, runs, out) for experiment in published if runs_of(experiment, runs)]
     judgements = [one for one in judge(runs) if one.verdict not in (MISSING, UNMEASURED)]
-    shown = page(runs, sections, _compared(runs, out), judgements, _claims(judgements, out), own=str(folder))
+    own = escape_unprintable(str(folder))
+    shown = page(runs, sections, _compared(runs, out), judgements, _claims(judgements, out), own=own)
     write_file(out / "index.html", shown)
 
 
@@ -165,9 +168,10 @@ def draw_tests(experiment: Experiment, runs: Sequence[Run]) -> Figure:
 
 
 def _beside_published(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Dict[str, Any]]:
+    chosen = {method: choose(candidates(experiment, case, runs), method) for method in experiment.methods}
     return [
-        _row(METHODS[method].title, method, chosen_runs(experiment, case, runs, method), case.paper.get(method))
-        for method in experiment.methods
+        _row(METHODS[method].title, method, score.runs if score else (), case.paper.get(method))
+        for method, score in chosen.items()
     ]
 
 
@@ -222,7 +226,7 @@ def _ends(runs: Sequence[Run], key: str) -> str:
         if values:
             lowest, last = number(min(values)), number(values[-1])
             ends = f"lowest {lowest}, at the end {last} after {plural(len(values), 'epoch')}"
-        said.append(f"{METHODS[run.config.method].title}, seed {run.config.seed}: {ends}.")
+        said.append(f"{name_of(run.config)}, seed {run.config.seed}: {ends}.")
     return " ".join(said)
 
 
@@ -231,7 +235,7 @@ def _gammas(runs: Sequence[Run]) -> str:
     for run in runs:
         if run.config.acts("lower_bound") and run.epochs:
             first, last = (", ".join(f"{gamma:.3f}" for gamma in run.epochs[index]["gamma"]) for index in (0, -1))
-            said.append(f"Seed {run.config.seed}: from {first} after the first epoch to {last}.")
+            said.append(f"{name_of(run.config)}, seed {run.config.seed}: from {first} after the first epoch to {last}.")
     return " ".join(said)
 
 

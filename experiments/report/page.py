@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.catalogue import Case, Experiment
 from experiments.report.claims import APART, CLAIMS, Evidence, Judgement, counted
@@ -17,7 +16,7 @@ from experiments.report.runs import Mention, Run, network_of
 from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
 from noisin.config import Config
 from noisin.methods import METHODS
-from noisin.system.errors import plural
+from noisin.system.errors import UserError, plural
 
 HEADINGS = ("method", *("γ" if column == "gamma" else column for column in COLUMNS))
 SIGNS = {"holds": "✓", "fails": "✗", "undecided": "≈"}
@@ -165,7 +164,16 @@ def page(
     speed : Speed, optional
     own : str, default none
         The folder that the runs lie in, if they are the reader's own and not those of the paper's experiments.
+
+    Raises
+    ------
+    UserError
+        If Jinja2 is missing.
     """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined  # an extra
+    except ImportError as error:
+        raise UserError(f"the report needs Jinja2 ({error}): pip install '.[report]' in noisin's folder") from None
     others = [("others", "All runs" if own else "Other runs")] if compared else []
     paper = [("claims", "The paper's claims")] if judgements else []
     paper += [(one.experiment.name, one.experiment.title) for one in sections]

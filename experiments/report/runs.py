@@ -15,7 +15,7 @@ from noisin.config import Config, recorded_config
 from noisin.methods import METHODS
 from noisin.objective import approximate_limit
 from noisin.runs.record import read_record
-from noisin.system.errors import UserError
+from noisin.system.errors import UserError, escape_unprintable
 
 # What methods are compared by: not `averaged` itself, whose bias at the record's S differs between methods.
 ESTIMATORS = ("clean", "limit")
@@ -119,7 +119,7 @@ def load_runs(folder: Path = RESULTS, pattern: str = "*/*.json") -> List[Run]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one with runs, e.g. runs")
     runs = [
-        run_of(read_record(path), path.relative_to(folder).as_posix(), f"run-{number}")
+        run_of(read_record(path), escape_unprintable(path.relative_to(folder).as_posix()), f"run-{number}")
         for number, path in enumerate(sorted(folder.glob(pattern)), 1)
     ]
     if not runs:
@@ -157,12 +157,6 @@ def competing(runs: Sequence[Run]) -> List[Run]:
     replaced_by = {run: variant_of(replace(run.config, dropout_output_layers="top")) for run in runs}
     variants = {run.variant for run in runs}
     return [run for run, today in replaced_by.items() if today == run.variant or today not in variants]
-
-
-def chosen_runs(experiment: Experiment, case: Case, runs: Sequence[Run], method: str) -> Tuple[Run, ...]:
-    """Those that stand for a method in one case of an experiment: its variant that validates best."""
-    score = choose(candidates(experiment, case, runs), method)
-    return () if score is None else score.runs
 
 
 def in_case(case: Case, runs: Sequence[Run]) -> List[Run]:

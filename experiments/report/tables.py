@@ -204,6 +204,8 @@ def exact(found: Sequence[Line]) -> pd.DataFrame:
 EXACT = (
     "method",
     "gamma",
+    "noise",
+    "noise_mode",
     "rates",
     "output_masks",
     "lower_bound",
@@ -238,7 +240,7 @@ def _values(line: Line) -> Dict[str, Any]:
     if config is not None and config.acts("standard_dropout"):
         row["rates"] = repr(config.standard_dropout)
     if config is not None and config.acts("gamma"):
-        row["gamma"] = " ".join(map(repr, config.layer_gammas()))
+        row.update(gamma=" ".join(map(repr, config.layer_gammas())), noise=config.noise, noise_mode=config.noise_mode)
     if config is not None and config.acts("lower_bound"):
         row.update(lower_bound=config.lower_bound, gamma=None)  # that of its best epoch, once it has run
     if line.run is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 import numpy as np
@@ -13,6 +12,7 @@ from onnx.numpy_helper import from_array
 
 from noisin import __version__
 from noisin.config import Config
+from noisin.data.corpus import short_name
 from noisin.model import LanguageModel
 from noisin.system.errors import UserError
 
@@ -99,7 +99,7 @@ def to_onnx(model: LanguageModel, config: Config, vocabulary: Sequence[str]) -> 
     )
     # Versions that runtimes from 2022 on read.
     exported = make_model(graph, producer_name="noisin", opset_imports=[make_opsetid("", 17)], ir_version=8)
-    metadata = {"vocabulary": words, "noisin_version": __version__, "corpus": Path(config.corpus).name}
+    metadata = {"vocabulary": words, "noisin_version": __version__, "corpus": short_name(config.corpus)}
     set_model_props(exported, metadata)
     return exported.SerializeToString()
 

@@ -239,7 +239,7 @@ def approximate_limit(bound: float, averaged: float, samples: int) -> float:
     .. math:: \ln A_\infty = \ln A_S - \ln(B / A_S) / (S - 1)
 
     It serves records that were written before `jackknife` existed. The formula is exact where p varies little over
-    trajectories; on the records of this project that have both, it is 0.1 to 0.7 % too high.
+    trajectories; on the records of this project that have both, it is up to 0.7 % too high.
 
     Parameters
     ----------

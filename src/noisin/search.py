@@ -93,7 +93,7 @@ class Space:
     Raises
     ------
     UserError
-        For an unknown method or an invalid value, as `Config`.
+        For an unknown method or an invalid value, as `Config`; for a method in which nothing is left to search.
     """
 
     def __init__(self, methods: Sequence[str], fixed: Mapping[str, Any]) -> None:
@@ -105,6 +105,9 @@ class Space:
         self.searched = [searched for searched in free if searched.optimizer in (None, optimizer)]
         tops = {searched.option: searched.top for searched in self.searched}
         self.bases = {method: self.config({"method": method, **tops}) for method in dict.fromkeys(methods)}
+        for method, base in self.bases.items():
+            if not any(base.acts(searched.option) for searched in self.searched):
+                raise UserError(f"nothing is left to search with method {method}: give fewer options, or leave it out")
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """Return the configuration with these values of the searched options, its numbers rounded."""
@@ -143,9 +146,9 @@ class Space:
         return Path("runs/tune") / f"{corpus.name}-{seal({**self.identity(corpus), 'corpus_sha256': ''})['digest'][:8]}"
 
 
-def train_command(config: Config) -> str:
-    """Return the command `noisin train` of a configuration, for a shell."""
-    words = ["noisin", "train"]
+def train_command(config: Config, options: Sequence[str] = ()) -> str:
+    """Return the command `noisin train` of a configuration, with further options, for a shell."""
+    words = ["noisin", "train", *options]
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if value != entry.metadata["default"] and config.acts(entry.name):

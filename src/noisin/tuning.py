@@ -44,7 +44,7 @@ from noisin.system.errors import UserError, plural
 from noisin.system.files import hold_folder, parse_json, read_regular, write_json
 from noisin.system.process import DIVERGED, Job, run_process
 
-# A trial may be pruned from the epoch WARM_UP on, once FIRST trials have ended: if its best validation perplexity is
+# A trial may be pruned from the epoch WARM_UP on, once FIRST trials have finished: if its best validation perplexity is
 # above the median of theirs at that epoch.
 FIRST, WARM_UP = 5, 3
 # Trials of a method from which importances are estimated: what distinguishes the best tenth of them.
@@ -70,6 +70,8 @@ class Study:
     def __init__(self, folder: Path, space: Space, corpus: Corpus) -> None:
         self.folder, self.space = folder, space
         path, identity = folder / JOURNAL, space.identity(corpus)
+        # Optuna's own lock, left by a kill while it wrote: it would wait for that process for ever.
+        path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
         written = _lines_of_journal(path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _damage_in(path), _quiet():
@@ -318,7 +320,10 @@ class _Search:
 
         def hear(line: str) -> None:
             lines.append(line)
-            progress = directory.load() or Progress()
+            try:
+                progress = directory.load() or Progress()
+            except UserError:
+                return  # the run says itself what is damaged, and mends it
             for entry in progress.epochs:
                 if entry["epoch"] in reported or pruned.is_set():  # the run may be ahead of its lines
                     continue

@@ -33,7 +33,7 @@ from noisin.data import corpus as corpora
 from noisin.data import encoding, synthetic
 from noisin.data import published as published_corpora
 from noisin.data.batches import evaluation_batches, left_out_notice, number_of_training_batches, training_batches
-from noisin.data.corpus import Corpus, load_corpus
+from noisin.data.corpus import Corpus, load_corpus, short_name
 from noisin.data.encoding import END
 from noisin.data.published import PUBLISHED, SPLITS, PublishedCorpus, Source, Text
 from noisin.data.table1 import table1
@@ -146,6 +146,13 @@ def test_own_file_is_split_by_lines(alone: Path) -> None:
 def test_own_text_is_not_taken_for_a_published_corpus(alone: Path) -> None:
     corpus = load_corpus(str(write_folder(alone / "ptb")))
     assert corpus.name == "own-ptb" and "paper" not in table1([corpus])
+    assert (short_name(str(alone / "ptb")), short_name("ptb")) == ("own-ptb", "ptb")
+
+
+def test_a_name_that_is_not_utf8_is_escaped(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_folder(alone / "caf\udce9"))
+    load_corpus(".").name.encode()  # as a record is written
+    assert load_corpus(".").name == r"caf\udce9"
 
 
 def test_max_vocabulary_counts_all_types(alone: Path) -> None:

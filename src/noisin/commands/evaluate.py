@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from typing import Tuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from noisin.commands.options import PERPLEXITIES, add_data_dir, add_device, add_run, best_model, config_corpus, type_of
 from noisin.commands.parser import natural, positive
 from noisin.config import Config
-from noisin.data.corpus import load_split
+from noisin.data.corpus import load_split, short_name
 from noisin.data.encoding import ordered_vocabulary
 from noisin.evaluation import make_evaluator
 from noisin.model import evaluated_at_once, evaluation_seed
@@ -106,4 +105,4 @@ def _evaluated_text(
     if unknown:
         share = f"{unknown:,} of {words:,} words ({unknown / words:.1%})"
         print(f"noisin: {share} are not in the run's vocabulary and count as <unk>", file=sys.stderr)
-    return os.path.basename(os.path.abspath(arguments.corpus)), part, tokens
+    return short_name(arguments.corpus), part, tokens

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     for entry in found:
         errors = {f"ECE, {name}": f"{100 * entry['calibration'][name].error:.1f} %" for name in entry["calibration"]}
         noise = {f"noise {spread:g}": f"{ppl:.1f}" for spread, ppl in entry["perplexities"].items()}
-        corpus = {"corpus": entry["corpus"]} if len({other["corpus"] for other in found}) > 1 else {}
+        corpus = {"corpus": entry["corpus"]} if len({other["text"] for other in found}) > 1 else {}
         rows.append({"run": entry["run"], **corpus, "method": entry["method"].title, **noise, **errors})
     print(pd.DataFrame(rows, dtype=object).fillna("-").to_string(index=False))
     print(f"Written: {escape_unprintable(str(arguments.figure))}")
@@ -82,7 +82,8 @@ def _measure(path: str, arguments: argparse.Namespace) -> Dict[str, Any]:
         calibrations["averaged"] = calibrated(config.eval_samples)
     return {
         "run": escape_unprintable(path),
-        "corpus": f"{corpus.name}, {len(vocabulary):,} types",
+        "corpus": f"{escape_unprintable(config.corpus)}, {len(vocabulary):,} types",
+        "text": (corpus.digest, len(vocabulary)),
         "method": METHODS[config.method],
         "calibration": calibrations,
         "perplexities": {spread: perplexity(spread) for spread in SPREADS},

@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     jobs = arguments.jobs or threads() // useful
     cores = min(useful, max(1, threads() // jobs))
     options = ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    of_device = [] if arguments.device == "auto" else ["--device", arguments.device]
     report(f"study {folder}")
     study = tune(space, corpus, folder, arguments.trials, jobs, cores, arguments.device, options, report)
     print(f"\n{markdown(study.table())}")
@@ -105,4 +106,5 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("no trial has finished: search with a smaller --learning-rate or --clip, or with more --trials")
     picture = escape_unprintable(str(folder / PICTURE))
     print(f"\nWhat mattered: {picture if (folder / PICTURE).exists() else f'needs {ENOUGH} trials of a method'}")
-    print(f"\nThe best one is trained, and tested, by\n\n    {train_command(space.config(best.params))}")
+    command = train_command(space.config(best.params), options + of_device)
+    print(f"\nThe best one is trained, and tested, by\n\n    {command}")

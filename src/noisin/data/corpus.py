@@ -16,7 +16,7 @@ import numpy as np
 from noisin.data import synthetic
 from noisin.data.encoding import encode, encode_with, ordered_vocabulary, translate
 from noisin.data.published import NAMES, PUBLISHED, SPLITS, Text, find_texts, full_name
-from noisin.system.errors import UserError, escape_control
+from noisin.system.errors import UserError, escape_unprintable
 from noisin.system.files import read_regular
 
 OWN_VOCABULARY = 10_000  # types of a user's own text by default, as many as the Penn Treebank has
@@ -98,10 +98,15 @@ def load_corpus(
     if name in PUBLISHED:
         return _load(name, find_texts(PUBLISHED[name], data_dir, download), None)
     texts = {part: Text(file, read_regular(file, "UTF-8 text")) for part, file in _own_files(name).items()}
-    label = escape_control(Path(os.path.expanduser(name)).resolve().name)
-    if label in NAMES:
-        label = f"own-{label}"  # no table may take it for the published one
-    return _load(label, texts, max_vocabulary or OWN_VOCABULARY)
+    return _load(short_name(name), texts, max_vocabulary or OWN_VOCABULARY)
+
+
+def short_name(corpus: str) -> str:
+    """Return a corpus's name, of one's own text the file's or folder's; no table may take that for a published one."""
+    if full_name(corpus) in NAMES:
+        return full_name(corpus)
+    name = escape_unprintable(Path(os.path.expanduser(corpus)).resolve().name)
+    return f"own-{name}" if name in NAMES else name
 
 
 def load_split(

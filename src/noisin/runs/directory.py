@@ -116,6 +116,8 @@ class RunDirectory:
     def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Refuse to take up the run that lies here under an identity that is not its own."""
         different = differences(_lasting(before), _lasting(now))
+        if not different and before["vocabulary_sha256"] != now["vocabulary_sha256"]:
+            different.append("another vocabulary of the same text, e.g. of another GluonNLP")
         had, wanted = before["config"]["epochs"], now["config"]["epochs"]
         if wanted < had:
             different.append(f"epochs was {had}, is {wanted}")
