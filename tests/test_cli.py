@@ -440,7 +440,7 @@ def test_a_published_text_is_evaluated_in_the_runs_words(capsys, tmp_path, monke
     assert {**by_published, "corpus": ""} == {**by_own, "corpus": ""}
 
 
-def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys):
+def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys, tmp_path):
     run = own_run / "run"
     without, _ = evaluated(capsys, run)
     found, _ = evaluated(capsys, run, "--particles", 8, "--repetitions", 2)
@@ -453,6 +453,10 @@ def test_evaluate_estimates_the_marginal_likelihood_if_asked_to(own_run, capsys)
     for mistake in ("0", "-1", "many"):
         assert "--particles" in refused(capsys, "evaluate", str(run), "--particles", mistake)
     assert "of memory or more" in refused(capsys, "evaluate", str(run), "--particles", "999999999")
+    assert main(["train", "--run-dir", str(tmp_path / "none"), *QUICK]) == 0
+    capsys.readouterr()
+    found, _ = evaluated(capsys, tmp_path / "none", "--particles", "999999999")  # without noise one is enough
+    assert found["particles"] == 1 and found["marginal"] == pytest.approx(found["clean"], rel=1e-5)
 
 
 def test_a_text_that_has_changed_is_said(own_run, capsys):

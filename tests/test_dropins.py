@@ -216,7 +216,8 @@ class Use(gluon.HybridBlock):
         if self._how == "foreach":
             outputs, states = F.contrib.foreach(self.cell, inputs, states)
             return outputs, states
-        return self.cell.unroll(T, inputs, states or None, "TNC", True)
+        lengths = F.mean(F.ones_like(inputs), axis=(0, 2)) * T if self._how == "unroll with valid lengths" else None
+        return self.cell.unroll(T, inputs, states or None, "TNC", True, lengths)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +299,26 @@ def test_a_graph_begins_from_states_of_its_own(wrap):
     with autograd.train_mode():
         calls = [network(sequence(), []) for _ in range(2)]
     assert (calls[0][0] != calls[1][0]).asnumpy().mean() > 0.3  # another draw each time
+
+
+@each_acting
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_an_unroll_with_valid_lengths_begins_from_states_of_its_own(wrap, hybrid):
+    network = Use(initialised(wrap(LSTMCell(SIZE))), "unroll with valid lengths")
+    if hybrid:
+        network.hybridize()
+    with autograd.train_mode():
+        outputs, states = network(sequence(), [])
+    assert outputs.shape == (T, B, SIZE) and states[0].asnumpy().shape == (B, SIZE)
+
+
+@each_acting
+@pytest.mark.parametrize("steps", [1, T - 1, 2 * T, 3 * T])
+def test_a_sequence_of_another_length_is_refused_in_a_graph(wrap, steps):
+    network = Use(initialised(wrap(LSTMCell(SIZE, input_size=SIZE))), "unroll")
+    network.hybridize()
+    with pytest.raises(mx.MXNetError):
+        network(mx.nd.ones((steps, B, SIZE)), [])[0].wait_to_read()
 
 
 def test_masks_that_cannot_be_drawn_are_refused():

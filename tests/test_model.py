@@ -217,6 +217,11 @@ def test_dropout_builds_the_masks_of_its_rates(masked, lower):
     assert all(abs(d - r) <= 5 * np.sqrt(r * (1 - r) / 900) for d, r in zip(dropped, expected))
 
 
+def test_standard_dropout_has_its_rate_on_each_input_and_on_the_top_layers_outputs():
+    model = make_language_model(7, method="standard-dropout", standard_dropout=0.7)
+    assert [cell._rates for cell in model.cells] == [{"inputs": 0.7, "outputs": rate} for rate in (0.0, 0.7)]
+
+
 @pytest.mark.parametrize("method", ["noisin", "noisin*"])
 def test_noisin_builds_noise_of_its_family_and_spreads(method):
     options = {"noise": "gamma", "noise_parameters": {"k": 3.0}, "noise_mode": "multiplicative", "lower_bound": 0.05}

@@ -242,6 +242,16 @@ def zero_decoder(model, bias=None):
     return model
 
 
+@pytest.mark.parametrize("method", ["none", "noisin"])
+def test_padding_counts_for_nothing_even_if_it_is_impossible(method):
+    model, eos = make_language_model(method=method), 0
+    model.decoder_bias.data()[eos] = -math.inf  # padding is <eos>
+    found = Evaluator(model, eos, 3, 5, samples=2).all(random_tokens(50) % (V - 1) + 1)
+    assert all(map(math.isfinite, found.values()))
+    found = Evaluator(model, eos, 3, 5, samples=2).all(np.zeros(50, np.int32))
+    assert found["clean"] == found["averaged"] == math.inf
+
+
 SHAPES = pytest.mark.parametrize("batch_size, unroll", [(1, 1), (1, 35), (4, 5), (10, 7), (64, 3)])
 
 

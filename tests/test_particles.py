@@ -83,13 +83,13 @@ def assert_unbiased(log_estimates, exact):
     assert error < 0.05 and abs(ratios.mean() - 1) < 4 * error
 
 
-@pytest.mark.parametrize("particles", [2, 30])
+@pytest.mark.parametrize("particles", [4, 30])
 def test_a_linear_gaussian_model_has_the_likelihood_of_kalmans_filter(particles):
     xs = [0.3, -0.8, 1.1, 0.9]
     assert_unbiased(of_gaussian(xs, particles, 20_000), kalman(xs))
 
 
-@pytest.mark.parametrize("particles", [2, 30])
+@pytest.mark.parametrize("particles", [4, 30])
 def test_a_chain_has_the_likelihood_of_the_forward_algorithm(particles):
     xs = [0, 2, 2, 0, 1, 2]
     assert_unbiased(of_chain(xs, particles, 20_000), forward(xs))

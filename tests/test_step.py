@@ -95,7 +95,10 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(poison):
         np.testing.assert_array_equal(value, np.full_like(value, 0.5))
 
 
-@pytest.mark.parametrize("options", [{"method": "none"}, {"method": "noisin", "gamma": [0.3], "samples": 3}])
+NOISY = {"method": "noisin", "gamma": [0.3], "samples": 3}
+
+
+@pytest.mark.parametrize("options", [{"method": "none"}, NOISY, {**NOISY, "objective": "log-averaged"}])
 def test_the_loss_is_that_of_the_objective_and_states_are_carried(options):
     config = Config(**SMALL, **options)
     draws = np.random.RandomState(1)
@@ -113,7 +116,7 @@ def test_the_loss_is_that_of_the_objective_and_states_are_carried(options):
 
 
 def _losses(model, config, segments):
-    objective = AveragedLikelihood(model, config.unroll, config.samples)
+    objective = AveragedLikelihood(model, config.unroll, config.samples, objective=config.objective)
     states, losses = objective.begin_state(config.batch_size), []
     mx.random.seed(5)
     for inputs, targets in segments:

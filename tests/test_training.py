@@ -180,7 +180,12 @@ def test_a_directory_whose_name_is_not_utf_8_is_refused_before_any_training(tmp_
 
 
 @pytest.mark.parametrize(
-    "options", [{"hidden": 47_000, "embedding": 1}, {"eval_samples": 1000, "eval_batch_size": 1000}]
+    "options",
+    [
+        {"hidden": 47_000, "embedding": 1},
+        {"eval_samples": 1000, "eval_batch_size": 1000},
+        {"cell": "lstm", "hidden": 7_000, "samples": 1000},  # 4 gates are wider than the vocabulary
+    ],
 )
 def test_an_array_beyond_mxnets_limit_is_refused(tmp_path, corpus, monkeypatch, options):
     monkeypatch.setattr(models, "MEMORY", 2**50)

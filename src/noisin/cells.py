@@ -127,16 +127,20 @@ class SequenceCell(HybridRecurrentCell):
         Raises
         ------
         ValueError
-            If the inputs have another number of steps.
+            If a tensor of inputs has another number of steps; `MXNetError` inside a graph.
+        AssertionError
+            If a list of inputs has another length, as in Gluon.
         """
-        if valid_length is not None:
-            return super().unroll(length, inputs, begin_state, layout, merge_outputs, valid_length)
         self.reset()
-        inputs, _, F, _ = _format_sequence(length, inputs, "TNC", True, in_layout=layout)
-        if F is mx.nd and inputs.shape[0] != length:  # broadcasting would hide it
-            raise ValueError(f"inputs in layout {layout} have {plural(inputs.shape[0], 'step')}: {length} expected")
-        states = self.first_states(F, inputs) if begin_state is None else begin_state
-        outputs, states = self.sequence(F, length, inputs, states)
+        sequence, _, F, _ = _format_sequence(length, inputs, "TNC", True, in_layout=layout)
+        if F is not mx.nd:  # fails for another number of steps when the graph runs
+            sequence = F.squeeze(F.reshape(sequence, shape=(-4, length, -1, -2)), axis=1)
+        elif sequence.shape[0] != length:  # broadcasting would hide it
+            raise ValueError(f"inputs in layout {layout} have {plural(sequence.shape[0], 'step')}: {length} expected")
+        states = self.first_states(F, sequence) if begin_state is None else begin_state
+        if valid_length is not None:
+            return super().unroll(length, inputs, states, layout, merge_outputs, valid_length)
+        outputs, states = self.sequence(F, length, sequence, states)
         if not isinstance(outputs, list):
             outputs = _format_sequence(length, outputs, layout, bool(merge_outputs), in_layout="TNC")[0]
         elif merge_outputs:

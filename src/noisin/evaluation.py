@@ -159,8 +159,9 @@ class Evaluator:
         ValueError
             For particles or repetitions below 1.
         """
-        if repetitions < 1:
-            raise ValueError(f"repetitions is {repetitions}: it must be at least 1")
+        for name, value in (("particles", particles), ("repetitions", repetitions)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
         if not self._model.stochastic:
             particles = repetitions = 1
         objective = AveragedLikelihood(self._model, 1, particles)
@@ -200,8 +201,9 @@ class Evaluator:
                     effective.append(particles.effective[counted].mean() if counted.any() else math.nan)
                     ancestors = particles.resample()
                     if ancestors is not None:
-                        rows = mx.nd.array(ancestors * self._batch_size + np.arange(self._batch_size), ctx=self._device)
-                        states = [state.take(rows.reshape(-1)) for state in states]
+                        rows = (ancestors * self._batch_size + np.arange(self._batch_size)).reshape(-1)
+                        rows = mx.nd.array(rows, ctx=self._device, dtype="int32")  # float32 has no 2^24 + 1
+                        states = [state.take(rows) for state in states]
                     bar.update(int(counted.sum()))
         return total, float(np.nanmean(effective))
 
@@ -220,7 +222,7 @@ class Evaluator:
                 _, log_p, states = objective(inputs, targets, states)
                 log_p = log_p.asnumpy().astype(np.float64)
                 scores = [bound(log_p), averaged(log_p), *(leave_one_out(log_p) if log_p.shape[1] > 1 else ())]
-                totals = totals + (np.stack(scores) * weights).sum(axis=(1, 2))
+                totals = totals + np.where(weights > 0, scores, 0).sum(axis=(1, 2))  # padding need not be finite
                 bar.update(int(weights.sum()))
         return totals
 

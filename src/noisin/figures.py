@@ -118,7 +118,8 @@ def gamma_paths(records: Sequence[Mapping[str, Any]]) -> Figure:
             label = _label(record, variants, records) + (f", layer {layer + 1}" if layers > 1 else "")
             values = [entry["gamma"][layer] for entry in record["epochs"]]
             axes.plot(epochs, values, marker="D", markersize=3.5, linewidth=1.4, label=label, **style)
-    for bound in sorted({recorded_config(record["config"]).lower_bound for record in records}):
+    configs = [recorded_config(record["config"]) for record in records]
+    for bound in sorted({config.lower_bound for config in configs if config.acts("lower_bound")}):
         axes.axhline(bound, color="#777777", linewidth=1)
         place: Dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "top"}
         axes.annotate(f"lower bound {bound:g}", (0, bound), xytext=(4, -2), textcoords="offset points", **place)
@@ -279,7 +280,8 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
         axes.grid(alpha=0.25)
         axes.label_outer()
-        if index >= len(panels) - columns:
+        if index >= len(panels) - columns:  # the last of its column
+            axes.tick_params(labelbottom=True)
             axes.set_xlabel("test perplexity")
     grey = {"color": "#000000", "marker": "o"}
     legend = {"noise off": {**grey, **MARKS["clean"]}, "averaged over noise (limit)": {**grey, **MARKS["limit"]}}

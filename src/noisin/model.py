@@ -9,7 +9,7 @@ from typing import List, Optional, Tuple
 import mxnet as mx
 from mxnet.gluon import HybridBlock, ParameterDict
 
-from noisin.cells import CellStack, begin_sequence, is_stochastic, make_cells
+from noisin.cells import CELLS, CellStack, begin_sequence, is_stochastic, make_cells
 from noisin.config import Config
 from noisin.graphs import BFLOAT16, Tensor, block_parameters, traced_for
 from noisin.methods import METHODS, make_noise
@@ -316,7 +316,8 @@ def initial_model(
     model = make_model(config, vocabulary_size)
     if predictions is None:
         predictions = max(config.unroll * config.batch_size * config.samples, evaluated_at_once(config))
-    _check_memory(model, predictions * vocabulary_size)
+    widest = max(vocabulary_size, CELLS[config.cell].gates * config.hidden, config.embedding or config.hidden)
+    _check_memory(model, predictions * widest)
     model.initialize(ctx=device)
     return model
 
@@ -327,16 +328,23 @@ def evaluated_at_once(config: Config) -> int:
     return config.eval_batch_size * max(config.unroll * samples, config.eval_particles)
 
 
-def _check_memory(model: LanguageModel, predictions: int) -> None:
-    """Raise UserError for a model that this machine cannot hold, before MXNet fills the memory and is killed."""
+def _check_memory(model: LanguageModel, largest: int) -> None:
+    """Raise UserError for a model that this machine cannot hold, before MXNet fills the memory and is killed.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    largest : int
+        Numbers in the largest array between its layers.
+    """
     sizes = [math.prod(parameter.shape) for parameter in model.collect_params().values()]
-    least = 4 * (2 * sum(sizes) + predictions)  # each weight has a gradient
+    least = 4 * (2 * sum(sizes) + largest)  # each weight has a gradient
     if least > MEMORY:
         raise UserError(
             f"this model needs {least / 2**30:,.0f} GiB of memory or more, this machine has {MEMORY / 2**30:,.0f}: "
             "choose a smaller network, vocabulary, batch size, unroll length or number of samples"
         )
-    largest = max(predictions, *sizes)
+    largest = max(largest, *sizes)
     if largest > LARGEST_ARRAY:
         raise UserError(
             f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "

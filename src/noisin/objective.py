@@ -201,7 +201,9 @@ def averaged(log_p: np.ndarray) -> np.ndarray:
     array (T, B)
     """
     highest = log_p.max(axis=1)
-    return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
+    highest = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):
+        return highest + np.log(np.exp(log_p - highest[:, None]).mean(axis=1))
 
 
 def leave_one_out(log_p: np.ndarray) -> np.ndarray:

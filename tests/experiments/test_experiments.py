@@ -492,6 +492,8 @@ def test_our_test_perplexities_are_drawn_beside_the_papers():
     gone = record_of(TABLE2.configs(["none"])[0], epochs=[], best_epoch=None, valid_ppl=None, test_ppl=None)
     (text, *_) = draw_tests(TABLE2, [run_of({**gone, "status": "diverged"})]).axes[0].texts
     assert text.get_text() == "diverged"
+    four = draw_tests(TABLE2, [run_of(record_of(config)) for config in TABLE2.configs(["none"])[:4]]).axes
+    assert [axes.xaxis.get_major_ticks()[0].label1.get_visible() for axes in four] == [False, True, True, True]
     figure = draw_tests(ZAREMBA, [run_of(record_of(ZAREMBA.configs(["none"])[0]))])
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["None"]  # of the others there is nothing to show

@@ -8,6 +8,7 @@ enum { ROWS = 6, SIZE = 1003, COUNT = 100003 }; /* no multiples of a vector's le
 
 void noisin_normals(float *, int64_t, uint32_t, uint32_t);
 void noisin_cross_entropy(void *, void *);
+void noisin_scale_rows(void *, void *);
 void noisin_adam(void *, void *);
 void noisin_sgd(void *, void *);
 
@@ -57,6 +58,18 @@ static void cross_entropy(int64_t half) {
         printf("gradient_half %a\n", (double)halves[i]); /* its bits */
     if (!half)
         print("gradient", logits, ROWS * SIZE, 1);
+    float weights[ROWS] = {0.1f, 0.2f, 0.3f, 0.4f, 0.5f, 0.6f};
+    struct {
+        void *product;
+        float *weights, *scratch, *sums;
+        int64_t half, rows, size, parts;
+    } scaling = {logits, weights, scratch, gradient, half, ROWS, SIZE, 2};
+    noisin_scale_rows(NULL, &scaling);
+    print(half ? "sums_half" : "sums", gradient, SIZE, 1);
+    for (int64_t i = 0; half && i < ROWS * SIZE; i++)
+        printf("scaled_half %a\n", (double)halves[i]);
+    if (!half)
+        print("scaled", logits, ROWS * SIZE, 1);
 }
 
 /* Forward and backward of the LSTM's step. */

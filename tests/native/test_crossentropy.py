@@ -82,7 +82,7 @@ def test_a_logit_that_is_not_finite_makes_its_row_nan_and_no_other(dtype, poison
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_are_scaled_in_place_and_summed_before_rounding(monkeypatch, threads, dtype):
     monkeypatch.setattr(crossentropy, "threads", lambda: threads)
     values, weights = np.random.normal(0, 1, (33, 129)).astype(np.float32), np.random.uniform(0, 1, 33)
@@ -110,6 +110,12 @@ def test_what_does_not_fit_is_refused():
     for wrong in ((logits, bias[:4], targets), (logits, bias, targets[:2]), (logits[:2], bias, targets)):
         with pytest.raises(ValueError, match="do not fit"):
             cross_entropy(*wrong)
+    product = mx.nd.array(logits)
+    for weights in (mx.nd.ones(2), mx.nd.ones(3, dtype="float64")):
+        with pytest.raises(ValueError, match="do not fit"):
+            crossentropy.scale_rows(product, weights)
+    with pytest.raises(ValueError, match="do not fit"):
+        crossentropy.scale_rows(mx.nd.array(logits, dtype="float16"), mx.nd.ones(3))
 
 
 @pytest.mark.parametrize("cell, layers", [("rnn", 2), ("lstm", 1), ("gru", 1)])

@@ -113,8 +113,8 @@ def test_a_checkpoint_is_there_when_its_epoch_is_said(tmp_path, monkeypatch):
 
 def test_who_waits_for_long_is_told_for_whom(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("noisin.system.files.BRIEF", 0.2)
-    file = hold_folder(tmp_path)
-    threading.Timer(0.6, file.close).start()
+    file, say = hold_folder(tmp_path), print
+    monkeypatch.setattr("builtins.print", lambda *said, **where: say(*said, **where) or file.close())
     hold_folder(tmp_path, patience=30).close()
     assert re.fullmatch(f"waiting for process {os.getpid()} on .*, which uses {tmp_path}\n", capsys.readouterr().err)
 

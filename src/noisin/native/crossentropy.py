@@ -84,8 +84,15 @@ def scale_rows(product: mx.nd.NDArray, weights: mx.nd.NDArray) -> mx.nd.NDArray:
     -------
     NDArray (V,), float32
         The sum of all rows, from before they are rounded to bfloat16.
+
+    Raises
+    ------
+    ValueError
+        If shapes or types do not fit.
     """
     (rows, size), parts = product.shape, threads()
+    if weights.shape != (rows,) or weights.dtype != np.float32 or product.dtype not in (np.float32, BFLOAT16):
+        raise ValueError(f"{product.dtype} {product.shape} and weights of {weights.dtype} {weights.shape} do not fit")
     sums, scratch = mx.nd.empty((size,)), mx.nd.empty((parts, size))
     _ScaleRows.push(
         reads={"weights": weights},
