@@ -178,7 +178,7 @@ FIGURE2 = Experiment(
     methods={
         "none": [{}],
         "dropout": [DROPOUT],
-        # Between 0.1 and 0.3, of which an earlier trial's validation curves were known.
+        # Between 0.1 and 0.3, whose validation curves were known from an earlier trial.
         "noisin": [{"gamma": [0.2]}],
         "noisin*": [{"gamma": [0.3], "lower_bound": 0.1}],
     },

@@ -637,7 +637,7 @@ def test_words_are_no_commands_to_the_terminal(own_run, capsys, tmp_path):
     assert capsys.readouterr().out.startswith("one two \\x1b[31mthree four")
     edit_config(tmp_path / "run", lambda content: content["config"].update(corpus=str(own_run / "text.txt")))
     again = ["train", "--config", str(tmp_path / "run" / "config.json"), "--run-dir", str(tmp_path / "run")]
-    assert "another vocabulary of the same text" in refused(capsys, *again)
+    assert "its word types differ although the text is the same" in refused(capsys, *again)
 
 
 def test_a_temperature_of_nearly_0_takes_the_likeliest_word_without_a_warning(own_run, capsys, recwarn):

@@ -307,9 +307,13 @@ def test_an_unroll_with_valid_lengths_begins_from_states_of_its_own(wrap, hybrid
     network = Use(initialised(wrap(LSTMCell(SIZE))), "unroll with valid lengths")
     if hybrid:
         network.hybridize()
+    inputs = sequence()
     with autograd.train_mode():
-        outputs, states = network(sequence(), [])
-    assert outputs.shape == (T, B, SIZE) and states[0].asnumpy().shape == (B, SIZE)
+        calls = [network(inputs, [])[0] for _ in range(2)]
+    assert (calls[0] != calls[1]).asnumpy().mean() > 0.3  # another draw each time
+    whole, _ = network.cell.unroll(T, inputs, None, "TNC", True)
+    masked = network(inputs, [])[0]  # without noise; all lengths are T
+    np.testing.assert_allclose(masked.asnumpy(), whole.asnumpy(), rtol=1e-4, atol=1e-6)
 
 
 @each_acting

@@ -250,6 +250,11 @@ def test_padding_counts_for_nothing_even_if_it_is_impossible(method):
     assert all(map(math.isfinite, found.values()))
     found = Evaluator(model, eos, 3, 5, samples=2).all(np.zeros(50, np.int32))
     assert found["clean"] == found["averaged"] == math.inf
+    assert method == "none" or math.isnan(found["averaged_limit"])
+
+
+def test_without_a_finite_part_there_is_no_limit():
+    assert all(map(math.isnan, jackknife(-1.0, np.array([-math.inf, -2.0]))))
 
 
 SHAPES = pytest.mark.parametrize("batch_size, unroll", [(1, 1), (1, 35), (4, 5), (10, 7), (64, 3)])

@@ -220,7 +220,7 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
         ("--methods noise", "argument --methods: 'noise' is unknown: it must be of none, dropout"),
         ("--methods ,", "nothing is named"),
         ("--methods none --gamma 0.3", "--gamma has no effect with --method none; remove it"),
-        ("--methods noisin,none --learning-rate 0.01", "nothing is left to search with method none"),
+        ("--methods noisin,none --learning-rate 0.01", "with --method none every searched option is fixed"),
         ("--noise cauchy", "invalid choice: 'cauchy'"),
         ("--noise-mode sideways", "invalid choice: 'sideways'"),
         ("--noise-parameters k=2", "those of one noise family: give --noise too"),

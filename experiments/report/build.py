@@ -16,7 +16,7 @@ from benchmarks import report as speed
 from experiments.catalogue import EXPERIMENTS, Case, Experiment
 from experiments.records import RESULTS, floor_of
 from experiments.report.claims import MISSING, UNMEASURED, Judgement, judge
-from experiments.report.page import Compared, Overview, Picture, Section, Speed, page
+from experiments.report.page import Compared, Overview, Picture, Section, Speed, load_jinja2, page
 from experiments.report.runs import (
     ESTIMATORS,
     OWN,
@@ -67,6 +67,7 @@ def write_report(out: Path = FOLDER, results: Path = RESULTS, measurements: Path
     measurements : Path
         What `make bench` wrote; left out if it is not there.
     """
+    load_jinja2()  # or all the rest would be written for nothing
     runs = load_runs(results)
     measured = speed.read_results(measurements) if measurements.exists() else None
     judgements = judge(runs, measured)
@@ -94,6 +95,7 @@ def write_own_report(folder: Path, out: Path = FOLDER / "runs") -> None:
     UserError
         If there is no such folder or no finished run in it, or a record is damaged.
     """
+    load_jinja2()
     runs = load_runs(folder, OWN)
     published = [experiment for experiment in EXPERIMENTS.values() if experiment.published]
     sections = [_section(experiment, runs, out) for experiment in published if runs_of(experiment, runs)]

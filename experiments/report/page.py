@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
@@ -138,6 +140,14 @@ class Speed:
             yield caption, list(map(str, table.columns)), [("", rows)]
 
 
+def load_jinja2() -> ModuleType:
+    """Import Jinja2, which is an extra; raises UserError where it is missing."""
+    try:
+        return import_module("jinja2")
+    except ImportError as error:
+        raise UserError(f"the report needs Jinja2 ({error}): pip install '.[report]' in noisin's folder") from None
+
+
 def page(
     runs: Sequence[Run],
     sections: Sequence[Section],
@@ -164,24 +174,16 @@ def page(
     speed : Speed, optional
     own : str, default none
         The folder that the runs lie in, if they are the reader's own and not those of the paper's experiments.
-
-    Raises
-    ------
-    UserError
-        If Jinja2 is missing.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined  # an extra
-    except ImportError as error:
-        raise UserError(f"the report needs Jinja2 ({error}): pip install '.[report]' in noisin's folder") from None
+    jinja2 = load_jinja2()
     others = [("others", "All runs" if own else "Other runs")] if compared else []
     paper = [("claims", "The paper's claims")] if judgements else []
     paper += [(one.experiment.name, one.experiment.title) for one in sections]
     contents = [*others, *paper] if own else [*paper, *others]
     contents += [("speed", "Speed")] if speed else []
-    loader = FileSystemLoader(Path(__file__).resolve().parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
         are_numbers=_are_numbers,

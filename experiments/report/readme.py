@@ -64,8 +64,9 @@ def results_section() -> str:
     parts += [
         "**The paper's claims: in how many comparisons each holds**",
         "A comparison is one setting; for (d) one of NOISIN and NOISIN\\* in Figure 2's setting, for (e) one of three\n"
-        "methods with one of two networks and number types. *undecided*: within two standard errors or, for cost, the\n"
-        "rounds disagree.",
+        "methods with one of two networks and number types. *undecided*: within two standard errors; for (c), the\n"
+        "deviations are less than four times apart, or one case decides; for (d), the seeds of the methods overlap;\n"
+        "for (e), the rounds disagree.",
         markdown(markdown_safe(verdicts)),
         "**Standard deviation over seeds, in per cent of the perplexity**",
         _deviations(runs),

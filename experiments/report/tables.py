@@ -206,6 +206,7 @@ EXACT = (
     "gamma",
     "noise",
     "noise_mode",
+    "noise_parameters",
     "rates",
     "output_masks",
     "lower_bound",
@@ -241,6 +242,7 @@ def _values(line: Line) -> Dict[str, Any]:
         row["rates"] = repr(config.standard_dropout)
     if config is not None and config.acts("gamma"):
         row.update(gamma=" ".join(map(repr, config.layer_gammas())), noise=config.noise, noise_mode=config.noise_mode)
+        row["noise_parameters"] = " ".join(f"{name}={value!r}" for name, value in config.noise_parameters.items())
     if config is not None and config.acts("lower_bound"):
         row.update(lower_bound=config.lower_bound, gamma=None)  # that of its best epoch, once it has run
     if line.run is not None:

@@ -259,6 +259,9 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     heights = [0.6 + 0.25 * len(of_panel) for of_panel in labels[::columns]]
     figure = Figure(figsize=(11, 0.9 + sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    published = [row["paper"] for rows in panels.values() for row in rows if row["paper"] is not None]
+    shown = published + [value for rows in panels.values() for row in rows for value in _finite_tests(row)]
+    middle = (min(shown) + max(shown)) / 2 if shown else 0.0
     shared = None
     for index, (name, settings) in enumerate(panels.items()):
         axes = shared = figure.add_subplot(grid[divmod(index, columns)], sharex=shared)
@@ -271,10 +274,12 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
                         axes.plot(test[estimator], height, **{**style, **how})
             if setting["paper"] is not None:
                 axes.plot(setting["paper"], height, **PAPER)
-                if not any(math.isfinite(value) for test in setting["runs"] for value in test.values()):
-                    beside: Dict[str, Any] = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right"}
-                    status = "diverged" if setting["runs"] else "not run yet"
-                    axes.annotate(status, (setting["paper"], height), va="center", color="#777777", **beside)
+            if not _finite_tests(setting):
+                place = setting["paper"] or middle
+                # Beside the published number, towards the middle.
+                text: Dict[str, Any] = {"va": "center", "color": "#777777", "textcoords": "offset points"}
+                text.update({"ha": "right", "xytext": (-8, 0)} if place > middle else {"ha": "left", "xytext": (8, 0)})
+                axes.annotate("diverged" if setting["runs"] else "not run yet", (place, height), **text)
         axes.set_yticks(range(len(settings)), [setting["label"] for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(textwrap.fill(name, 44), fontsize=10)
@@ -285,11 +290,15 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
             axes.set_xlabel("test perplexity")
     grey = {"color": "#000000", "marker": "o"}
     legend = {"noise off": {**grey, **MARKS["clean"]}, "averaged over noise (limit)": {**grey, **MARKS["limit"]}}
-    if any(row["paper"] is not None for rows in panels.values() for row in rows):
+    if published:
         legend = {**{f"ours, {label}": style for label, style in legend.items()}, "published": PAPER}
     _legend_below(figure, [Line2D([], [], **style) for style in legend.values()], list(legend))
     figure.suptitle(title)
     return figure
+
+
+def _finite_tests(row: Mapping[str, Any]) -> List[float]:
+    return [value for test in row["runs"] for value in test.values() if math.isfinite(value)]
 
 
 def importances(panels: Mapping[str, Mapping[str, float]]) -> Figure:

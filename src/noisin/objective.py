@@ -139,14 +139,14 @@ class FusedLikelihood(AveragedLikelihood):
             product, bias, states = self._products(inputs, states)
         weight = 1.0 if self._log_averaged else 1 / self._samples
         log_p, bias_gradient = cross_entropy(product, bias, targets.reshape(-1), weight)
-        likelihood = log_p.asnumpy().sum(dtype=np.float64) / self._samples
-        if self._log_averaged:
-            of_trajectories = log_p.reshape((self._length, self._samples, -1)).sum(axis=0)
-            shares = mx.nd.softmax(of_trajectories, axis=0).reshape((1, -1))
-            bias_gradient = scale_rows(product, shares.tile((self._length, 1)).reshape((-1,)))
-            likelihood = averaged(of_trajectories.asnumpy().astype(np.float64)[None]).sum()
+        if not self._log_averaged:
+            autograd.backward([product, bias], [product, bias_gradient])
+            return -float(log_p.asnumpy().sum(dtype=np.float64)) / self._samples, states
+        of_trajectories = log_p.reshape((self._length, self._samples, -1)).sum(axis=0)
+        shares = mx.nd.softmax(of_trajectories, axis=0).reshape((1, -1)).tile((self._length, 1))
+        bias_gradient = scale_rows(product, shares.reshape((-1,)))
         autograd.backward([product, bias], [product, bias_gradient])
-        return -float(likelihood), states
+        return -float(averaged(of_trajectories.asnumpy().astype(np.float64)[None]).sum()), states
 
 
 class _DecoderProducts(HybridBlock):
@@ -227,12 +227,14 @@ def jackknife(total: float, without: np.ndarray) -> Tuple[float, float]:
     Returns
     -------
     (limit, error)
-        The limit, whose bias is of order 1 / S^2 where A's is of order 1 / S; and its standard error.
+        The limit, whose bias is of order 1 / S^2 where A's is of order 1 / S; and its standard error. Both are NaN if
+        some A_{-s} is not finite.
     """
+    if not np.isfinite(without).all():
+        return math.nan, math.nan
     count, mean = len(without), without.mean()
-    with np.errstate(invalid="ignore"):  # NaN where a trajectory's probability underflows
-        error = math.sqrt((count - 1) / count * ((without - mean) ** 2).sum())
-        return count * total - (count - 1) * mean, error
+    error = math.sqrt((count - 1) / count * ((without - mean) ** 2).sum())
+    return count * total - (count - 1) * mean, error
 
 
 def approximate_limit(bound: float, averaged: float, samples: int) -> float:

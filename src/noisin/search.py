@@ -107,7 +107,10 @@ class Space:
         self.bases = {method: self.config({"method": method, **tops}) for method in dict.fromkeys(methods)}
         for method, base in self.bases.items():
             if not any(base.acts(searched.option) for searched in self.searched):
-                raise UserError(f"nothing is left to search with method {method}: give fewer options, or leave it out")
+                raise UserError(
+                    f"with --method {method} every searched option is fixed: remove {method} from --methods, or give "
+                    "fewer options"
+                )
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """Return the configuration with these values of the searched options, its numbers rounded."""

@@ -70,7 +70,7 @@ class Study:
     def __init__(self, folder: Path, space: Space, corpus: Corpus) -> None:
         self.folder, self.space = folder, space
         path, identity = folder / JOURNAL, space.identity(corpus)
-        # Optuna's own lock, left by a kill while it wrote: it would wait for that process for ever.
+        # Optuna's lock: a search that is killed while it writes leaves it, and the next one would wait for ever.
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
         written = _lines_of_journal(path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = dataclasses.replace(config, eval_samples=arguments.samples)
     vocabulary = ordered_vocabulary(directory.read_vocabulary())
     name, part, tokens = _evaluated_text(directory, config, vocabulary, arguments)
-    particles = arguments.particles or 1 if config.acts("eval_particles") else 1
+    particles = arguments.particles if arguments.particles and config.acts("eval_particles") else 1
     at_once = max(evaluated_at_once(config), config.eval_batch_size * particles)
     model, device = best_model(directory, config, len(vocabulary), at_once, arguments.device)
     evaluator = make_evaluator(model, config, vocabulary, device, progress=True)

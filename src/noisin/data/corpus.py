@@ -102,7 +102,7 @@ def load_corpus(
 
 
 def short_name(corpus: str) -> str:
-    """Return a corpus's name, of one's own text the file's or folder's; no table may take that for a published one."""
+    """Return the name of a corpus; for your own text its file's or folder's, with `own-` before a published name."""
     if full_name(corpus) in NAMES:
         return full_name(corpus)
     name = escape_unprintable(Path(os.path.expanduser(corpus)).resolve().name)

@@ -83,7 +83,7 @@ def scale_rows(product: mx.nd.NDArray, weights: mx.nd.NDArray) -> mx.nd.NDArray:
     Returns
     -------
     NDArray (V,), float32
-        The sum of all rows, from before they are rounded to bfloat16.
+        The sum of the scaled rows, before they are rounded to bfloat16.
 
     Raises
     ------

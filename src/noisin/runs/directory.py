@@ -117,7 +117,7 @@ class RunDirectory:
         """Refuse to take up the run that lies here under an identity that is not its own."""
         different = differences(_lasting(before), _lasting(now))
         if not different and before["vocabulary_sha256"] != now["vocabulary_sha256"]:
-            different.append("another vocabulary of the same text, e.g. of another GluonNLP")
+            different.append("its word types differ although the text is the same, e.g. by another GluonNLP")
         had, wanted = before["config"]["epochs"], now["config"]["epochs"]
         if wanted < had:
             different.append(f"epochs was {had}, is {wanted}")
