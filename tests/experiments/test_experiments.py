@@ -43,7 +43,7 @@ from experiments.records import RESULTS, draw, find_record, load_records
 from experiments.report.build import draw_tests
 from experiments.report.page import table_row
 from experiments.report.readme import SECTIONS, begun, split_page
-from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of
+from experiments.report.runs import candidates, choose, load_runs, run_of, runs_of, variant_of
 from experiments.report.tables import Line, cells, exact, frame, lines
 from noisin.config import Config, config_from_dict
 from noisin.figures import figure2, save, validation_panels
@@ -446,6 +446,20 @@ def test_the_pages_numbers_with_a_decaying_rate_are_those_of_the_records():
             (run,) = (run for run in runs if run.config in (config, dataclasses.replace(config, patience=3)))
             tests.append(run.shown(estimator))
         assert f"| {title} | {' | '.join(tests)} |" in page
+
+
+def test_the_pages_numbers_with_strong_noise_are_those_of_the_records():
+    page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
+    methods = ["none", "dropout", "noisin", "dropout+noisin"]
+    configs = [ICML.configs([method], dtype="bfloat16")[0] for method in methods]
+    found = [next(run for run in runs if run.variant == variant_of(config)) for config in configs]
+    for title, value in (
+        ("test, noise off", lambda run: run.test("clean")),
+        ("test, averaged (limit)", lambda run: run.test("limit")),
+        ("validation, noise off", lambda run: run.valid),
+        ("training, noise on", lambda run: run.epochs[-1]["train_ppl"]),
+    ):
+        assert f"| {title} | {' | '.join(f'{value(run):.1f}' for run in found)} |" in page
 
 
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_page_says_by_how_little():
