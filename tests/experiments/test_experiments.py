@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from experiments.catalogue import (
     GAMMA,
     ICML,
     LOWER_BOUND,
+    OBJECTIVE,
     RATES,
     TABLE2,
     TABLE3,
@@ -460,6 +462,25 @@ def test_the_pages_numbers_with_strong_noise_are_those_of_the_records():
         ("training, noise on", lambda run: run.epochs[-1]["train_ppl"]),
     ):
         assert f"| {title} | {' | '.join(f'{value(run):.1f}' for run in found)} |" in page
+
+
+def test_the_pages_numbers_of_the_tighter_objective_are_those_of_the_records():
+    page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
+    configs = OBJECTIVE.configs(["none"]) + OBJECTIVE.configs(["noisin*"])
+    none, one, ten = (next(run for run in runs if run.variant == variant_of(config)) for config in configs)
+    gammas = [[epoch["gamma"][0] for epoch in run.epochs] for run in (one, ten)]
+    assert all(map(operator.lt, *gammas)), "gamma is higher after every epoch"
+    for epoch in (1, 8, 11):
+        row = " | ".join(f"{gamma[epoch - 1]:.3f}" for gamma in gammas)
+        assert f"| gamma after epoch {epoch} | | {row} |" in page
+    for title, value in (
+        ("best validation perplexity", lambda run: run.valid),
+        ("test, noise off", lambda run: run.test("clean")),
+        ("test, averaged (limit)", lambda run: run.test("limit")),
+    ):
+        assert f"| {title} | {' | '.join(f'{value(run):.1f}' for run in (none, one, ten))} |" in page
+    smaller, larger = (f"{100 * (1 - run.test('clean') / none.test('clean')):.1f} %" for run in (ten, one))
+    assert f"{smaller} instead of {larger} with the noise off" in page
 
 
 def test_bfloat16_leaves_perplexity_where_it_was_and_the_page_says_by_how_little():
