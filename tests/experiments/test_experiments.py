@@ -452,7 +452,7 @@ def test_the_pages_numbers_with_a_decaying_rate_are_those_of_the_records():
 
 def test_the_pages_numbers_with_strong_noise_are_those_of_the_records():
     page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
-    methods = ["none", "dropout", "noisin", "dropout+noisin"]
+    methods = ["none", "dropout", "standard-dropout", "noisin", "dropout+noisin"]
     configs = [ICML.configs([method], dtype="bfloat16")[0] for method in methods]
     found = [next(run for run in runs if run.variant == variant_of(config)) for config in configs]
     for title, value in (
