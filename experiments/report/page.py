@@ -92,7 +92,8 @@ class Section:
     @property
     def caption(self) -> str:
         rivals = {line.method for line in self.lines if line.rivals}
-        said = ["Perplexity a word, ours beside the published; γ is the spread at the best epoch."]
+        beside = ", ours beside the published" if self.experiment.published else ""
+        said = [f"Perplexity a word{beside}; γ is the spread at the best epoch."]
         said += ["★ marks the variant that validates best of those that were run."] if rivals else []
         found = [METHODS[name] for name in METHODS if name in rivals and METHODS[name].columns]
         return " ".join([*said, *(f"{method.title}'s {', '.join(method.columns)}." for method in found)])
