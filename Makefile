@@ -65,11 +65,11 @@ EXPERIMENTS := demo figure2 table2 table3 gamma rates lower-bound initialisation
   icml annealing objective
 .PHONY: $(EXPERIMENTS) ptb wikitext2
 demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table, a figure, no download, about a minute
-figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; goes on where it stopped
-ptb: figure2 ## another name of it
+figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; resumes where it stopped
+ptb: figure2 ## same as figure2
 table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank, some 8 hours on two cores; ours beside the paper's
-table3: $(READY) ## the same on WikiText-2, which is the paper's Table 3, as long
-wikitext2: table3 ## another name of it
+table3: $(READY) ## Table 3 of the paper: compare the methods on WikiText-2, some 8 hours
+wikitext2: table3 ## same as table3
 gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way
 lower-bound: $(READY) ## compare two readings of the bound that the paper sets a learned gamma
@@ -86,7 +86,7 @@ $(EXPERIMENTS):
 	@$(PY) -m experiments $@ $(NARROW)
 
 .PHONY: results figures
-figures: results ## another name of the next
+figures: results ## same as results
 results: $(READY) ## rewrite the tables and figures of README.md and docs/ from the committed records
 	@$(PY) -m experiments readme
 

@@ -84,8 +84,8 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
             found = measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
             for needed in ("limit", NONE.name):
                 if needed not in [entry["name"] for entry in found]:
-                    what = f"{workload}: {needed} in {dtype} could not be timed"
-                    raise UserError(f"{what}, for the reason above, and the rest is compared with it: try again")
+                    what = f"{workload}: {needed} in {dtype} could not be timed; the reason stands above"
+                    raise UserError(f"{what}. Every other row is compared with it, so run the command again")
             measurements += found
     growth: List[Dict[str, Any]] = []
     if not arguments.no_growth:

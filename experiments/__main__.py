@@ -71,25 +71,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
-    parser.add_argument("--methods", type=names, help=f"of {','.join(experiment.methods)} (default: all)")
-    parser.add_argument("--seeds", type=_numbers, default=[1], help="as 1,2,3 (default: 1)")
+    parser.add_argument("--methods", type=names, help=f"some of {','.join(experiment.methods)} (default: all)")
+    parser.add_argument("--seeds", type=_numbers, default=[1], help="e.g. 1,2,3 (default: 1)")
     parser.add_argument(
         "--only",
         type=_options,
         default={},
         metavar="NAME=VALUE,...",
-        help="of the runs those with these options, as layers=2,activation=tanh,gamma=0.4 (default: all)",
+        help="run only runs with these options, e.g. layers=2,activation=tanh,gamma=0.4 (default: all)",
     )
-    parser.add_argument("--epochs", type=positive, help="most epochs, for a short try; its records stay below runs/")
+    parser.add_argument("--epochs", type=positive, help="maximum, for a short try whose records stay below runs/")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the decoder's product; bfloat16 needs a processor with AVX-512 (default: float32)",
+        help="number type of the decoder's product; bfloat16 needs a processor with AVX-512 (default: float32)",
     )
     parser.add_argument(
         "--jobs",
         type=positive,
-        help="runs side by side on this machine (default: 1, or one a core if a run uses one thread)",
+        help="number of runs side by side on this machine (default: 1, or one per core if a run uses one thread)",
     )
     parser.add_argument(
         "--scheduler",
@@ -101,7 +101,7 @@ def _add_options(parser: argparse.ArgumentParser, experiment: Experiment) -> Non
     parser.add_argument(
         "--threads",
         type=positive,
-        help="of each run (default: the cores shared out among --jobs, 1 for a small network or on a cluster)",
+        help="threads per run (default: the cores shared out among --jobs, 1 for a small network or on a cluster)",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, gpu, gpu:N, or auto: a usable GPU, else the CPU (default)"
@@ -134,7 +134,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> int:
         raise UserError("--scheduler is empty: give local, or tcp://host:port")
     remote = arguments.scheduler not in (None, "local")
     if remote and arguments.jobs:
-        raise UserError("--jobs is for runs of this machine: on a cluster there are as many as it has workers")
+        raise UserError("--jobs has no effect on a cluster, whose workers have threads of their own: leave it out")
     device = None if remote else find_device(arguments.device)  # a wrong one is said once, before any run
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"

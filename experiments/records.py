@@ -51,7 +51,7 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     """
     path = folder / f"{config.name}.json"
     if check_record(record, str(path)) != config:
-        raise UserError(f"{path} cannot be written: what this run left is the record of another one")
+        raise UserError(f"{path} cannot be written: the run directory has the record of another run; delete it")
     write_record(path, record)
 
 

@@ -513,7 +513,7 @@ def test_what_is_lost_of_a_finished_run_is_said_by_every_command(own_run, capsys
 
 def test_a_run_is_not_begun_in_a_folder_of_runs(own_run, capsys):
     arguments = ["train", "--run-dir", str(own_run), *QUICK]
-    assert f"{own_run} holds other runs, but is none itself" in refused(capsys, *arguments)
+    assert f"{own_run} contains runs but is not a run directory" in refused(capsys, *arguments)
 
 
 def test_a_text_that_has_moved_is_asked_for(own_run, capsys, tmp_path):
@@ -532,7 +532,7 @@ def test_the_default_run_directory_is_named_after_the_run(monkeypatch, tmp_path,
     assert found.name.startswith("rnn-sigmoid-1x8-noisin-learned-seed1-")
     assert capsys.readouterr().out.splitlines()[-1].startswith("finished: best epoch 1, valid ")
     assert main(["train", "--method", "noisin*", "--gamma", "0.2", *QUICK, "--epochs", "2"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [f"run runs/{found.name}", "going on after epoch 1"]
+    assert capsys.readouterr().out.splitlines()[:2] == [f"run runs/{found.name}", "resuming after epoch 1"]
     assert list((tmp_path / "runs").iterdir()) == [found]
 
 
@@ -591,7 +591,7 @@ def test_bfloat16_is_refused_on_a_processor_without_avx512_before_anything_is_wr
         "cpu",
     ]
     monkeypatch.setattr("noisin.system.device.processor_features", lambda: has - {lacking})
-    assert "take float32" in refused(capsys, *arguments, "--dtype", "bfloat16")
+    assert "use float32" in refused(capsys, *arguments, "--dtype", "bfloat16")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("noisin.system.device.processor_features", lambda: has)
     check_dtype("bfloat16", mx.cpu())

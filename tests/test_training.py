@@ -109,7 +109,7 @@ def test_a_resume_with_another_number_of_threads_is_said(tmp_path, corpus, monke
     before, lines = records.threads(), []
     monkeypatch.setattr(records, "threads", lambda: before + 1)
     train(Config(**SMALL), tmp_path, corpus, report=lines.append, progress=False)
-    assert lines[1] == "going on after epoch 1"
+    assert lines[1] == "resuming after epoch 1"
     assert lines[2].startswith(f"threads was {before}, is {before + 1}: the result may differ by rounding")
 
 
@@ -189,7 +189,7 @@ def test_a_directory_whose_name_is_not_utf_8_is_refused_before_any_training(tmp_
 )
 def test_an_array_beyond_mxnets_limit_is_refused(tmp_path, corpus, monkeypatch, options):
     monkeypatch.setattr(models, "MEMORY", 2**50)
-    with pytest.raises(UserError, match="MXNet has none of more than 2,147,483,647"):
+    with pytest.raises(UserError, match="MXNet's limit is 2,147,483,647"):
         run(Config(**{**SMALL, **options}, method="noisin"), tmp_path, corpus)
 
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_with_a_file_missing_is_reported_and_the_one_before_is_used
     lines = []
     record = train(config, tmp_path / "parts", corpus, report=lines.append, progress=False)
     assert re.search(rf"{newest.name}.*; the checkpoint before it is used$", lines[1])
-    assert lines[2] == "going on after epoch 2"
+    assert lines[2] == "resuming after epoch 2"
     assert without_times(record) == without_times(whole)
     assert not list((tmp_path / "parts").glob("*-before*"))
     assert [path.name for path in (tmp_path / "parts").glob("epoch-*")] == ["epoch-0004.safetensors"]
@@ -354,7 +354,7 @@ def test_a_finished_run_goes_on_with_more_epochs_as_one_that_had_them_at_once(
         assert (row["status"], row["epoch"]) == ("interrupted", "3 of 4")
     lines = []
     record = train(config, tmp_path / "parts", corpus, report=lines.append, progress=False)
-    assert lines[1] == f"going on after epoch {3 if killed else 2}"
+    assert lines[1] == f"resuming after epoch {3 if killed else 2}"
     assert without_times(record) == without_times(whole) and read_record(tmp_path / "parts" / "record.json") == record
     for name in ("config.json", "epoch-0004.safetensors", f"best-{record['best_epoch']:04d}.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -714,7 +714,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert again.stdout is not None
     assert again.stdout.readline() == f"run {tmp_path / 'run'}\n"
-    assert again.stdout.readline() == f"going on after epoch {before}\n"
+    assert again.stdout.readline() == f"resuming after epoch {before}\n"
     assert again.stdout.readline().split()[:2] == ["epoch", str(before + 1)]
     again.kill()
     again.communicate()

@@ -166,7 +166,8 @@ def draw_tests(experiment: Experiment, runs: Sequence[Run]) -> Figure:
     """Draw the test perplexities: beside published ones each method's best variant, otherwise every variant."""
     rows_of = _beside_published if experiment.published else _of_variants
     panels = {case.title: rows_of(experiment, case, runs) for case in experiment.cases}
-    return figures.test_perplexities(panels, experiment.title)
+    chosen = "; each method's variant by validation" if experiment.published else ""
+    return figures.test_perplexities(panels, experiment.title + chosen)
 
 
 def _beside_published(experiment: Experiment, case: Case, runs: Sequence[Run]) -> List[Dict[str, Any]]:

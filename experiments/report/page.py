@@ -12,15 +12,14 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import pandas as pd
 
-from experiments.catalogue import Case, Experiment
-from experiments.report.claims import APART, CLAIMS, Evidence, Judgement, counted
+from experiments.catalogue import TABLE2, Case, Experiment
+from experiments.report.claims import APART, CLAIMS, LATER, Evidence, Judgement, counted
 from experiments.report.runs import Mention, Run, network_of
-from experiments.report.tables import COLUMNS, NOT_RUN, TESTS, Line, cells
+from experiments.report.tables import NOT_RUN, TESTS, Line, cells, columns
 from noisin.config import Config
 from noisin.methods import METHODS
 from noisin.system.errors import UserError, plural
 
-HEADINGS = ("method", *("γ" if column == "gamma" else column for column in COLUMNS))
 SIGNS = {"holds": "✓", "fails": "✗", "undecided": "≈"}
 
 
@@ -102,8 +101,12 @@ class Section:
     def groups(self) -> Groups:
         found: Dict[str, List[List[Cell]]] = {}
         for line in self.lines:
-            found.setdefault(line.case.title, []).append(table_row(line))
+            found.setdefault(line.case.title, []).append(table_row(line, self.experiment.published))
         return list(found.items())
+
+    @property
+    def headings(self) -> Sequence[str]:
+        return _headings(self.experiment.published)
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,12 @@ class Compared:
 
     @property
     def groups(self) -> Groups:
-        rows = ((label, table_row(line)) for label, line in self.lines.items())
+        rows = ((label, table_row(line, published=False)) for label, line in self.lines.items())
         return [("", [[Cell((label,), notes=row[0].notes), *row[1:]] for label, row in rows])]
+
+    @property
+    def headings(self) -> Sequence[str]:
+        return _headings(published=False)
 
 
 @dataclass(frozen=True)
@@ -197,13 +204,13 @@ def page(
     return environment.get_template("page.html.j2").render(
         contents=[*contents, ("runs", "Each run")],
         own=own,
+        main=[drawn for one in sections if one.experiment == TABLE2 for drawn in one.drawn[0][1]],
         dates=_dates(runs),
         verdicts=_verdicts(judgements),
         claims=_claims(judgements),
         judged=len(judgements),
         claims_files=claims,
         apart=f"{APART:g}",
-        headings=HEADINGS,
         sections=sections,
         compared=compared,
         speed=speed,
@@ -243,15 +250,16 @@ def _data(content: bytes, kind: str) -> str:
 
 
 def _verdicts(judgements: Sequence[Judgement]) -> Groups:
-    """One row a claim: how often it holds and fails, in all settings by all measures."""
-    rows = []
+    """One row a claim, the paper's before its later version's: how often it holds and fails, by all measures."""
+    rows: Dict[str, List[List[Cell]]] = {"": [], "The paper's later version (Dieng et al., 2018)": []}
     for claim, statement in CLAIMS.items():
         found = [one.verdict for one in judgements if one.claim == claim]
         if not found:
             continue
         alike = found[0] if len(set(found)) == 1 and found[0] in SIGNS else ""
-        rows.append([Cell((f"({claim}) {statement}",)), Cell((counted(found),), kind=alike)])
-    return [("", rows)]
+        row = [Cell((f"({claim}) {statement}",)), Cell((counted(found),), kind=alike)]
+        list(rows.values())[claim in LATER].append(row)
+    return [(heading, found) for heading, found in rows.items() if found]
 
 
 def _claims(judgements: Sequence[Judgement]) -> Groups:
@@ -274,14 +282,18 @@ def _judgement(judgement: Judgement) -> List[Cell]:
     ]
 
 
-def table_row(line: Line) -> List[Cell]:
+def _headings(published: bool) -> Sequence[str]:
+    return ("method", *("γ" if column == "gamma" else column for column in columns(published)))
+
+
+def table_row(line: Line, published: bool) -> List[Cell]:
     """One line of an experiment's table as the page shows it; perplexities of ours lead to the run."""
     shown = cells(line)
     notes = [(name, shown[name]) for name in METHODS[line.method].columns if name in shown]
     notes += [("perplexity of log p(x)", shown["test marginal"])] if "test marginal" in shown else []
     notes += [("chosen by validation", "★")] if line.rivals and line.chosen else []
     row = [Cell((shown["method"],), notes=notes)]
-    for column in COLUMNS:
+    for column in columns(published):
         text = _text(shown.get(column, "-"))
         ours = line.run is not None and column in ("valid", *TESTS)
         piece = Mention(text, line.run) if line.run is not None and ours else text

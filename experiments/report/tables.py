@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import pandas as pd
 
@@ -102,24 +102,12 @@ def cells(line: Line) -> Dict[str, str]:
         shown.update((name, value) for name, value in described.items() if value)
         if line.config.acts("gamma") and not line.config.acts("lower_bound"):
             shown["gamma"] = ", ".join(f"{gamma:.3f}" for gamma in line.config.layer_gammas())
-    beside = "-" if published is None else number(published)
+    shown["published"] = "-" if published is None else number(published)
     if run is None:
-        return {**shown, "published": beside, "status": NOT_RUN}
+        return {**shown, "status": NOT_RUN}
     marginal = (run.record["test_ppl"] or {}).get("marginal")
     shown.update({"test marginal": number(marginal)} if marginal else {})
-    return {
-        **shown,
-        "gamma": ", ".join(f"{gamma:.3f}" for gamma in run.record["gamma"]) or "-",
-        "seed": str(run.config.seed),
-        "dtype": run.config.dtype,
-        "best epoch": f"{run.record['best_epoch'] or '-'} of {len(run.epochs)}",
-        "valid": number(run.valid),
-        "test clean": number(run.test("clean")),
-        "test averaged": number(run.test("averaged")),
-        "test limit": run.shown("limit"),
-        "published": beside,
-        "status": run.record["status"],
-    }
+    return {**shown, **{name: show(run) for name, show in COLUMNS.items()}}
 
 
 def _choice(line: Line) -> str:
@@ -127,7 +115,26 @@ def _choice(line: Line) -> str:
 
 
 TESTS = ("test clean", "test averaged", "test limit")
-COLUMNS = ("gamma", "seed", "dtype", "best epoch", "valid", *TESTS, "published", "status")
+# The columns that every run has, in order, and what stands in them.
+COLUMNS: Dict[str, Callable[[Run], str]] = {
+    "gamma": lambda run: ", ".join(f"{gamma:.3f}" for gamma in run.record["gamma"]) or "-",
+    "seed": lambda run: str(run.config.seed),
+    "dtype": lambda run: run.config.dtype,
+    "best epoch": lambda run: f"{run.record['best_epoch'] or '-'} of {len(run.epochs)}",
+    "valid": lambda run: number(run.valid),
+    "test clean": lambda run: number(run.test("clean")),
+    "test averaged": lambda run: number(run.test("averaged")),
+    "test limit": lambda run: run.shown("limit"),
+    "status": lambda run: str(run.record["status"]),
+}
+
+
+def columns(published: bool, marginal: bool = False) -> List[str]:
+    """The names of the columns in order, with those of what only some experiments or runs have."""
+    names = list(COLUMNS)
+    at = names.index("status")
+    names[at:at] = ["test marginal"] * marginal + ["published"] * published
+    return names
 
 
 def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
@@ -135,10 +142,8 @@ def frame(experiment: Experiment, found: Sequence[Line]) -> pd.DataFrame:
     shown = [cells(line) for line in found]
     columns_of = [name for line in found for name in METHODS[line.method].columns]
     among_rivals = [name for name in dict.fromkeys(("chosen", *columns_of)) if any(name in row for row in shown)]
-    columns = [name for name in COLUMNS if experiment.published or name != "published"]
-    if any("test marginal" in row for row in shown):
-        columns.insert(columns.index("test limit") + 1, "test marginal")
-    names = [*experiment.cases[0].options, "method", *among_rivals, *columns]
+    common = columns(experiment.published, any("test marginal" in row for row in shown))
+    names = [*experiment.cases[0].options, "method", *among_rivals, *common]
     table = pd.DataFrame(shown, columns=names)
     return table.astype(object).fillna("-")
 

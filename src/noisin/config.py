@@ -99,7 +99,7 @@ class Config:
 
     corpus: str = option(
         "synthetic",
-        "ptb, wikitext-2, synthetic, or the path of a text file, or of a folder with train.txt, valid.txt and test.txt",
+        f"{', '.join(NAMES)}, or the path of a text file, or of a folder with train.txt, valid.txt and test.txt",
         group="data",
     )
     max_vocabulary: int = option(
@@ -239,7 +239,7 @@ class Config:
         choices=OBJECTIVES,
         group="training",
     )
-    epochs: int = option(40, "most epochs to train", low=1, high=1e4, group="training")
+    epochs: int = option(40, "maximum number of epochs", low=1, high=1e4, group="training")
     patience: int = option(
         3, "stop after this number of epochs without a better validation perplexity", low=1, high=1e6, group="training"
     )

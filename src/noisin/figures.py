@@ -91,7 +91,8 @@ def _both_panels(curves: Sequence[_Curve], floor: Optional[float]) -> Figure:
     _panel(validation, curves, "valid_ppl", floor)
     _panel(training, curves, "train_ppl", floor)
     validation.set_ylabel("perplexity (log scale)")
-    _legend_below(figure, *training.get_legend_handles_labels())
+    handles, labels = training.get_legend_handles_labels()
+    _legend_below(figure, handles, labels, any(curve.of > 1 for curve in curves))
     return figure
 
 
@@ -221,10 +222,8 @@ def validation_panels(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
         if (index - 1) % columns == 0:
             axes.set_ylabel("validation perplexity\n(noise off, log scale)")
     legend = {curve.label: Line2D([], [], **curve.style) for curve in _curves_by_method(every, seeds=False)}
-    if several:
-        legend["one line for each seed"] = Line2D([], [], linestyle="")
     legend["best epoch"] = Line2D([], [], color="#777777", marker="*", markersize=10, linestyle="")
-    _legend_below(figure, list(legend.values()), list(legend))
+    _legend_below(figure, list(legend.values()), list(legend), several)
     figure.suptitle(title)
     return figure
 
@@ -245,7 +244,7 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     panels : mapping of str to sequence of dict
         Title of each panel and its rows, from the top. A row has `label`, `method` (its name), `paper` (a perplexity
         or None) and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none. A panel without
-        runs is left out, and so is a row with neither runs nor a published perplexity.
+        a finite perplexity of ours is left out, and so is a row with neither runs nor a published perplexity.
     title : str, default none
 
     Returns
@@ -253,7 +252,7 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     matplotlib.figure.Figure
     """
     found = {name: [row for row in rows if row["runs"] or row["paper"] is not None] for name, rows in panels.items()}
-    panels = {name: rows for name, rows in found.items() if any(row["runs"] for row in rows)}
+    panels = {name: rows for name, rows in found.items() if any(map(_finite_tests, rows))} or found
     labels = [[row["label"] for row in rows] for rows in panels.values()]
     columns = min(3, len(panels)) if all(one == labels[0] for one in labels) else 1
     heights = [0.6 + 0.25 * len(of_panel) for of_panel in labels[::columns]]
@@ -332,14 +331,18 @@ def importances(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Draw a legend below all panels, in as many columns as fit, and make the figure higher by its rows."""
+def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], seeds: bool = False) -> None:
+    """Draw a legend below all panels, in as many columns as fit, and make the figure higher by its rows.
+
+    With `seeds` it says that an entry stands for a line of each seed.
+    """
     if not labels:
         return
     width = int(13 * figure.get_figwidth())  # in characters
     columns = max(1, min(len(labels), width // (max(map(len, labels)) + 6)))
-    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (seeds - (-len(labels) // columns)))
+    title: Dict[str, Any] = {"title": "one line for each seed", "title_fontsize": 9} if seeds else {}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, **title)
 
 
 def _by_method(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
@@ -376,13 +379,14 @@ def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
     record, style = curve.record, curve.style
     label = "_" + curve.label if curve.number else curve.label  # a name with _ is not in the legend
     epochs = [entry["epoch"] for entry in record["epochs"]]
-    # Of several seeds each has markers at epochs of its own, or they would hide one another.
-    step = min(curve.of, 3)
-    first = max(0, min(curve.number % step, len(epochs) - 1))
-    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, markevery=(first, step), **style)
+    # Of several seeds each has markers at epochs of its own, or they would hide one another, and at its last epoch.
+    step, last = min(curve.of, 3), len(epochs) - 1
+    marked = [epoch for epoch in range(last + 1) if epoch % step == curve.number % step or epoch == last]
+    axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, markevery=marked, **style)
     if key == "valid_ppl" and record["best_epoch"]:
         star = {"color": style["color"], "alpha": style.get("alpha"), "zorder": 3}
-        axes.plot(record["best_epoch"], record["valid_ppl"], "*", markersize=12 if curve.of == 1 else 7, **star)
+        star.update(markeredgecolor="white", markeredgewidth=0.5)
+        axes.plot(record["best_epoch"], record["valid_ppl"], "*", markersize=14 if curve.of == 1 else 11, **star)
 
 
 def _label(record: Mapping[str, Any], variants: Mapping[str, Sequence[str]], among: Sequence[Mapping[str, Any]]) -> str:

@@ -347,7 +347,7 @@ def _check_memory(model: LanguageModel, largest: int) -> None:
     largest = max(largest, *sizes)
     if largest > LARGEST_ARRAY:
         raise UserError(
-            f"this model needs an array of {largest:,} numbers, MXNet has none of more than {LARGEST_ARRAY:,}: "
+            f"this model needs an array of {largest:,} numbers, and MXNet's limit is {LARGEST_ARRAY:,}: "
             "choose a smaller network, vocabulary, batch size, unroll length or number of samples"
         )
 

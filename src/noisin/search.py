@@ -98,7 +98,7 @@ class Space:
 
     def __init__(self, methods: Sequence[str], fixed: Mapping[str, Any]) -> None:
         if "noise_parameters" in fixed and "noise" not in fixed:
-            raise UserError("--noise-parameters are those of one noise family: give --noise too")
+            raise UserError("--noise-parameters needs --noise, because each family has its own")
         self._fixed = dict(fixed)
         optimizer = fixed.get("optimizer", Config.optimizer)
         free = (searched for searched in SPACE if searched.option not in fixed)

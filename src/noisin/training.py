@@ -171,7 +171,7 @@ class _Run:
         self.progress = directory.recover(report) or Progress(started=now())
         if self.progress.epochs and self.progress.status == "running":
             directory.restore(self.model, self.step.trainer, self.progress)
-            report(f"going on after epoch {len(self.progress.epochs)}")
+            report(f"resuming after epoch {len(self.progress.epochs)}")
             self._say_what_has_changed()
 
     def _say_what_has_changed(self) -> None:
@@ -261,8 +261,8 @@ class _Run:
                 bar.update(words_a_batch)
         if exploded:
             self.report(
-                f"{exploded} of the {batches} batches of epoch {epoch} exploded: in its training perplexity "
-                f"each counts with a loss of {ceiling:.4g}"
+                f"{exploded} of the {batches} batches of epoch {epoch} exploded: in the training perplexity "
+                f"the loss of each is capped at {ceiling:.4g}"
             )
         words = batches * words_a_batch
         return perplexity(-total, words), words

@@ -158,7 +158,7 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
     wait_for(lambda: not any(trainings(worker) for worker in cluster.workers), seconds=15)  # nor does it go on alone
 
     process = compare(tmp_path, "--scheduler", cluster.address)
-    wait_for(lambda: re.search(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE))
+    wait_for(lambda: re.search(r"^ noisin\* 1  resuming after epoch", output.read_text(), re.MULTILINE))
     victim, name, training = next(
         (worker, name, training)
         for worker in cluster.workers
@@ -169,7 +169,7 @@ def test_a_grid_that_is_interrupted_and_then_loses_a_worker_has_the_same_records
     wait_for(lambda: gone(training), seconds=15)  # the kernel kills it at once; that is seen late on a busy machine
     assert not (tmp_path / "runs" / "demo" / name / "record.json").exists()  # that was in the middle
     assert process.wait(timeout=120) == 0, output.read_text()
-    assert len(re.findall(r"^ noisin\* 1  going on after epoch", output.read_text(), re.MULTILINE)) == 2
+    assert len(re.findall(r"^ noisin\* 1  resuming after epoch", output.read_text(), re.MULTILINE)) == 2
     assert len(re.findall(r"^ noisin\* 1  finished: ", output.read_text(), re.MULTILINE)) == 1
     assert results(tmp_path) == undisturbed
 
@@ -217,7 +217,7 @@ def test_a_grid_whose_workers_are_killed_at_random_has_each_run_recorded_once(cl
     with capsys.disabled():
         print(
             f"\n{runs} runs in {time.monotonic() - begun:.0f} s; {len(kills)} workers killed, {len(hit)} of them while "
-            f"they had one of {len(set(hit))} runs; {output.count('going on after epoch')} went on after an epoch"
+            f"they had one of {len(set(hit))} runs; {output.count('resuming after epoch')} went on after an epoch"
         )
     assert len(kills) >= runs // every - 2 and set(hit) <= {config.name for config in configs}
     assert [config_from_dict(record["config"]) for record in records] == configs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mxnet as mx
 import numpy as np
@@ -13,10 +13,21 @@ from helpers.processes import ROOT
 from mxnet import autograd
 from mxnet.gluon import rnn
 
+from experiments.__main__ import main as experiment_main
+from experiments.catalogue import EXPERIMENTS, TABLE2, Case, Experiment
+from experiments.report import claims, tables
+from experiments.report.page import Section
+from experiments.report.runs import load_runs, number, runs_of
 from noisin import cells, noise
 from noisin.cells import ProjectedCell, make_cells
+from noisin.commands.main import main
+from noisin.config import Config
+from noisin.data.corpus import load_corpus
+from noisin.data.published import PUBLISHED, PublishedCorpus, Source
 from noisin.noise import Noise
+from noisin.optimizers import OPTIMIZERS
 from noisin.regularisers import NoisyCell, RegularisedCell
+from noisin.training import train
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -64,3 +75,63 @@ def test_the_regulariser_acts_on_the_outputs_alone(kind):
     assert 0.3 < dropped.mean() < 0.7 and (dropped[:, 0] != dropped[:, 1]).any()
     assert not (states[0] == 0).asnumpy().any()
     assert not (cell.unroll(5, inputs, merge_outputs=True)[0] == 0).asnumpy().any()  # predict mode
+
+
+def test_the_optimizer_trains_and_its_state_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setitem(OPTIMIZERS, "rmsprop", None)
+    example("Add an optimizer", mx=mx, OPTIMIZERS=OPTIMIZERS)
+    chosen = Config.__dataclass_fields__["optimizer"]
+    monkeypatch.setattr(chosen, "metadata", {**chosen.metadata, "choices": tuple(OPTIMIZERS)})
+    config = Config(optimizer="rmsprop", learning_rate=0.001, hidden=4, batch_size=100)
+    corpus, quiet = load_corpus("synthetic"), {"report": lambda line: None, "progress": False}
+    whole = train(replace(config, epochs=2), tmp_path / "whole", corpus, **quiet)
+    train(replace(config, epochs=1), tmp_path / "parts", corpus, **quiet)
+    parts = train(replace(config, epochs=2), tmp_path / "parts", corpus, **quiet)
+    assert parts["epochs"][1]["valid_ppl"] == whole["epochs"][1]["valid_ppl"] < whole["epochs"][0]["valid_ppl"]
+
+
+def test_the_corpus_is_found_and_checked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(PUBLISHED, "wugs", None)
+    example("Add a corpus", PUBLISHED=PUBLISHED, PublishedCorpus=PublishedCorpus, Source=Source)
+    monkeypatch.setenv("NOISIN_DATA", str(tmp_path))
+    (tmp_path / "wugs").mkdir()
+    texts = {"train": "dax blick\nzorp dax blick\n", "valid": "blick dax\n", "test": "blick dax\n"}
+    for split, text in texts.items():
+        (tmp_path / "wugs" / f"{split}.txt").write_text(text, encoding="utf-8")
+    assert main(["data", "wugs"]) == 0
+    assert "| tokens, train | 7" in re.sub(" +", " ", capsys.readouterr().out)
+    (tmp_path / "wugs" / "test.txt").write_text("blick zap\n", encoding="utf-8")
+    assert main(["data", "wugs"]) == 2
+    assert "test.txt" in capsys.readouterr().err
+
+
+def test_the_column_is_in_every_table_and_on_the_page(monkeypatch):
+    monkeypatch.setattr(tables, "COLUMNS", dict(tables.COLUMNS))
+    example("Add a column to the tables", COLUMNS=tables.COLUMNS, number=number)
+    runs = load_runs()
+    of_table2 = runs_of(TABLE2, runs)
+    found = tables.lines(TABLE2, of_table2)
+    run = next(line.run for line in found if line.run)
+    shown = tables.frame(TABLE2, found)["last epoch's training"]
+    assert number(run.epochs[-1]["train_ppl"]) in set(shown)
+    assert "last epoch's training" in Section(TABLE2, found, {}, []).headings
+
+
+def test_the_claim_is_judged(monkeypatch):
+    for name in ("CLAIMS", "LATER"):
+        monkeypatch.setattr(claims, name, dict(getattr(claims, name)))
+    example("Add a claim", **vars(claims))
+    judged = [one for one in claims.judge(load_runs()) if one.claim == "i"]
+    assert {one.measure for one in judged} == {"test, clean", "test, limit"}
+    assert all(one.verdict in ("holds", "fails", "undecided") for one in judged)
+
+
+def test_the_experiment_has_its_runs_and_its_command(monkeypatch, capsys):
+    monkeypatch.setitem(EXPERIMENTS, "depth", None)
+    example("Add an experiment", EXPERIMENTS=EXPERIMENTS, Experiment=Experiment, Case=Case)
+    configs = EXPERIMENTS["depth"].configs()
+    noisy = sorted((one.layers, one.gamma) for one in configs if one.method == "noisin")
+    assert len(configs) == 6 and noisy == [(layers, [gamma]) for layers in (1, 2) for gamma in (0.1, 0.3)]
+    with pytest.raises(SystemExit):
+        experiment_main(["depth", "--help"])
+    assert "Depth, Penn Treebank" in capsys.readouterr().out

@@ -5,21 +5,30 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
 from helpers.processes import ROOT
+from mxnet import autograd
 
+from noisin import noise
 from noisin.commands.main import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CELL, FAMILY = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_example_runs_and_is_noisy():
+def test_the_python_examples_run_and_are_noisy(monkeypatch):
+    monkeypatch.setattr(noise, "FAMILIES", dict(noise.FAMILIES))
     scope = {}
-    exec(EXAMPLE, scope)
+    exec(CELL, scope)
     assert scope["outputs"].shape == (8, 35, 200)
     assert np.isfinite(scope["outputs"].asnumpy()).all()
+    exec(FAMILY, scope)
+    scope["own"].initialize()
+    with autograd.train_mode():
+        deviation = scope["own"](mx.nd.zeros((1000, 1000))).asnumpy().std()
+    assert abs(deviation - 0.2) < 0.2 * 4e-3  # five standard errors are 0.2 * 5 / sqrt(2e6)
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    noisin train (.*?)(?:  #.*)?$", README, re.MULTILINE))

@@ -6,6 +6,7 @@ import argparse
 
 from noisin.commands.options import add_data_dir
 from noisin.data.corpus import load_corpus
+from noisin.data.published import NAMES
 from noisin.data.table1 import table1
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and unknown words, like Table 1 of the paper."
     )
     parser.add_argument(
-        "corpora", nargs="+", metavar="CORPUS", help="ptb, wikitext-2, synthetic, or the path of your own text"
+        "corpora", nargs="+", metavar="CORPUS", help=f"{', '.join(NAMES)}, or the path of your own text"
     )
     add_data_dir(parser)
     parser.add_argument("--no-download", action="store_true", help="download nothing")

@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "train one model, or resume its training",
     "tune": "search gamma, noise, dropout rates and learning rate by validation perplexity",
     "evaluate": "print the perplexities of a trained model",
-    "robustness": "calibration of trained models, and their perplexity under noise",
+    "robustness": "measure the calibration of trained models, and their perplexity under noise",
     "sample": "write text from a trained model",
     "export": "write a trained model as an ONNX file",
     "compare": "compare runs in a table and draw their curves",

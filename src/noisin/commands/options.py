@@ -28,7 +28,7 @@ LONG = 50  # characters of names that help shows behind the option
 PERPLEXITIES = """\
 Perplexities, from the probability p of each word; dropout is noise, too:
   clean           with the noise off
-  bound           log p averaged over the noise, as in training
+  bound           log p averaged over the noise, as the paper trains
   averaged        p averaged over the noise
   averaged_limit  estimate of averaged for infinitely many noise trajectories
   marginal        estimate from p of the whole text, averaged over the noise"""
@@ -39,7 +39,8 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
-        help="folder that has ptb/ and wikitext-2/ (default: NOISIN_DATA, then data/, then a download into data/)",
+        help=f"folder that has {' and '.join(f'{name}/' for name in PUBLISHED)} (default: NOISIN_DATA, then data/, "
+        "then a download into data/)",
     )
 
 

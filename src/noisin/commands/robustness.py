@@ -31,9 +31,9 @@ SPREADS = (0.0, 0.1, 0.2, 0.3, 0.5)  # of the noise added at test time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.description = (
-        "Print how well calibrated trained models are, and how their perplexity grows with noise that was absent in "
-        "training: Gaussian, added to every hidden state, the same for every method. ECE, the expected calibration "
-        "error, is the mean distance between the probability of the likeliest next word and how often it comes."
+        "Print how well calibrated trained models are, and how their perplexity grows with noise added at test "
+        "time: Gaussian, on every hidden state, the same for every method. ECE, the expected calibration error, is the "
+        "mean distance between predicted probability and observed frequency of the likeliest next word."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories, made by noisin train")
     add_figure(parser, "robustness.png")

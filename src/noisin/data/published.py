@@ -50,6 +50,14 @@ class Source:
     archive_hash: str = ""
 
 
+class Column(NamedTuple):
+    """A column of Table 1: tokens by split, size of the vocabulary, share of `<unk>` among the training tokens."""
+
+    tokens: Mapping[str, int]
+    vocabulary: int
+    unknown_rate: float
+
+
 @dataclass(frozen=True)
 class PublishedCorpus:
     """A corpus known by its checksums.
@@ -66,8 +74,8 @@ class PublishedCorpus:
         Candidates for the download, best first.
     licence : str
         What the user must know before taking the files.
-    paper_tokens, paper_vocabulary, paper_unknown_rate
-        Its columns in Table 1 of the paper.
+    paper : Column, optional
+        Its column in Table 1 of the paper.
     """
 
     name: str
@@ -76,9 +84,7 @@ class PublishedCorpus:
     sha256: Mapping[str, str]
     sources: Tuple[Source, ...]
     licence: str
-    paper_tokens: Mapping[str, int]
-    paper_vocabulary: int
-    paper_unknown_rate: float
+    paper: Optional[Column] = None
 
     def files(self, root: Path) -> Dict[str, Path]:
         """Return the path of each split's file under a data folder."""
@@ -117,9 +123,7 @@ PUBLISHED = {
             ),
         ),
         licence="The Penn Treebank belongs to the Linguistic Data Consortium (LDC): do not redistribute it.",
-        paper_tokens={"train": 929_590, "valid": 73_761, "test": 82_431},
-        paper_vocabulary=10_000,
-        paper_unknown_rate=0.048,
+        paper=Column({"train": 929_590, "valid": 73_761, "test": 82_431}, 10_000, 0.048),
     ),
     "wikitext-2": PublishedCorpus(
         name="wikitext-2",
@@ -142,9 +146,7 @@ PUBLISHED = {
             ),
         ),
         licence="WikiText-2 is licensed CC BY-SA 3.0 and GFDL.",
-        paper_tokens={"train": 2_088_628, "valid": 217_646, "test": 245_569},
-        paper_vocabulary=33_278,
-        paper_unknown_rate=0.026,
+        paper=Column({"train": 2_088_628, "valid": 217_646, "test": 245_569}, 33_278, 0.026),
     ),
 }
 NAMES = (*PUBLISHED, "synthetic")  # what is called so is that corpus; any other name is a path

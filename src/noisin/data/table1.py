@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import List, Mapping, Sequence
+from typing import List, Sequence
 
 import numpy as np
 
 from noisin.data.corpus import Corpus
 from noisin.data.encoding import UNKNOWN
-from noisin.data.published import PUBLISHED, SPLITS
+from noisin.data.published import PUBLISHED, SPLITS, Column
 from noisin.tables import escape_markdown, markdown
 
 
@@ -32,10 +32,10 @@ def table1(corpora: Sequence[Corpus]) -> str:
     for corpus in corpora:
         tokens = {split: len(getattr(corpus, split)) for split in SPLITS}
         unknown_rate = float(np.mean(corpus.train == corpus.vocabulary[UNKNOWN]))
-        columns.append(_column(escape_markdown(corpus.name), tokens, len(corpus.vocabulary), unknown_rate))
+        columns.append(_shown(escape_markdown(corpus.name), Column(tokens, len(corpus.vocabulary), unknown_rate)))
         known = PUBLISHED.get(corpus.name)
-        if known:
-            columns.append(_column("paper", known.paper_tokens, known.paper_vocabulary, known.paper_unknown_rate))
+        if known and known.paper:
+            columns.append(_shown("paper", known.paper))
         if corpus.name == "ptb":
             notes.append(
                 "ptb: the paper prints one more token in every split than the files hold with `<eos>` at "
@@ -47,5 +47,6 @@ def table1(corpora: Sequence[Corpus]) -> str:
     return "\n".join([markdown(pd.DataFrame(rows, columns=names), align="right"), "", *notes])
 
 
-def _column(name: str, tokens: Mapping[str, int], vocabulary: int, unknown_rate: float) -> List[str]:
-    return [name, *(f"{tokens[split]:,}" for split in SPLITS), f"{vocabulary:,}", f"{unknown_rate:.1%}"]
+def _shown(name: str, column: Column) -> List[str]:
+    tokens = (f"{column.tokens[split]:,}" for split in SPLITS)
+    return [name, *tokens, f"{column.vocabulary:,}", f"{column.unknown_rate:.1%}"]

@@ -101,7 +101,7 @@ class RunDirectory:
             before = self._identity()
             self._check_same(before, identity)
         elif any(self.path.glob("*/config.json")):
-            raise UserError(f"{self.path} holds other runs, but is none itself: give another --run-dir")
+            raise UserError(f"{self.path} contains runs but is not a run directory: give another --run-dir")
         for left in ("record.json", "state.json", "state-before.json"):
             if before is None and (self.path / left).exists():
                 raise UserError(
@@ -169,7 +169,7 @@ class RunDirectory:
         record = read_record(self.record_path)
         config = recorded_config(record["config"]).to_dict()
         if _lasting({**identity, "config": config, "corpus_sha256": record["corpus_sha256"]}) != _lasting(identity):
-            raise UserError(f"{self.record_path} is another run's record: delete it, and this one goes on")
+            raise UserError(f"{self.record_path} is another run's record: delete it to continue this run")
         return record
 
     def _identity(self) -> Dict[str, Any]:

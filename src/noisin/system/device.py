@@ -61,8 +61,7 @@ def check_dtype(dtype: str, device: mx.Context) -> None:
     """
     if dtype == "bfloat16" and device.device_type == "cpu" and not _BFLOAT16_NEEDS <= processor_features():
         raise UserError(
-            "dtype is 'bfloat16', which MXNet multiplies only on a processor with AVX-512, and this one has none: "
-            "take float32, which reaches the same perplexity"
+            "dtype is 'bfloat16', which needs a processor with AVX-512: use float32, which reaches the same perplexity"
         )
 
 
