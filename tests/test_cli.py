@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import io
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 import mxnet as mx
+import numpy as np
 import pytest
 from helpers.commands import refused
 from helpers.processes import ROOT
@@ -266,13 +268,14 @@ def own_run(tmp_path_factory):
 
 
 def test_training_says_how_much_of_a_text_it_leaves_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("noisin.commands.train.train", lambda *_, **__: {"status": "finished"})
     (tmp_path / "text.txt").write_text("one two three four\n" * 700)
-    training = ["train", "--corpus", str(tmp_path / "text.txt"), "--hidden", "8"]
-    assert main(training) == 0
-    assert "559 of the training split's 2,800 tokens (20%)" in capsys.readouterr().out
-    assert main([*training, "--unroll", "29"]) == 0
-    assert capsys.readouterr().out == ""
+    training = ["--corpus", str(tmp_path / "text.txt"), "--hidden", "2", "--epochs", "1"]
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["tune", "--trials", "1"]):
+        assert main([*command, *training]) == 0
+        assert "559 of the training split's 2,800 tokens (20%)" in capsys.readouterr().out
+        assert main([*command, *training, "--unroll", "29"]) == 0
+        assert "training split" not in capsys.readouterr().out
 
 
 def test_evaluate_prints_the_three_perplexities_of_the_record(own_run, capsys):
@@ -375,7 +378,7 @@ def test_the_runs_text_with_other_types_is_not_the_runs(capsys, tmp_path):
     config = Config(corpus=str(text), hidden=8, epochs=1, batch_size=8, unroll=10)
     train(config, tmp_path / "run", load_corpus(str(text), max_vocabulary=5), report=len, progress=False)
     for command in ("evaluate", "robustness"):
-        assert "text.txt has changed since" in refused(capsys, command, str(tmp_path / "run"))
+        assert "not trained on text.txt as it is now" in refused(capsys, command, str(tmp_path / "run"))
     found, notes = evaluated(capsys, tmp_path / "run", "--corpus", text)
     assert found["split"] == "all" and "400 of 700 words" in notes
 
@@ -464,7 +467,7 @@ def test_a_text_that_has_changed_is_said(own_run, capsys):
     before = text.read_bytes()
     try:
         text.write_text("one two three\n" * 50, encoding="utf-8")
-        says = "text.txt has changed since"
+        says = "not trained on text.txt as it is now"
         assert says in refused(capsys, "evaluate", str(run)) and "--corpus" in refused(capsys, "evaluate", str(run))
     finally:
         text.write_bytes(before)
@@ -570,6 +573,10 @@ def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path, capsys):
             captured.err,
         )
     assert "its training diverged in the first epoch" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    untested = tmp_path / "untested"  # which leaves no less behind
+    assert main([*arguments, "--run-dir", str(untested), "--no-test"]) == 3
+    capsys.readouterr()
+    assert "its training diverged in the first epoch" in refused(capsys, "evaluate", str(untested))
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "diverged ends with status 3" in " ".join(capsys.readouterr().out.split())
@@ -619,8 +626,10 @@ def test_memory_that_cannot_be_had_is_one_line(monkeypatch, capsys):
     def full(*_, **__):
         raise mx.MXNetError("[12:00:00] ../src/storage.h:101: Failed to allocate CPU Memory")
 
-    monkeypatch.setattr("noisin.commands.data.load_corpus", full)
-    assert "the memory is full" in refused(capsys, "data", "synthetic")
+    monkeypatch.setattr(atexit, "unregister", lambda _: None)
+    for failing in (full, lambda *_, **__: np.empty(2**62, np.int8)):
+        monkeypatch.setattr("noisin.commands.data.load_corpus", failing)
+        assert "the memory is full" in refused(capsys, "data", "synthetic")
     monkeypatch.setattr("noisin.commands.data.load_corpus", lambda *_, **__: mx.nd.ones(3) + mx.nd.ones(4))
     with pytest.raises(mx.MXNetError):  # a defect is no mistake of the user's
         main(["data", "synthetic"])

@@ -123,7 +123,11 @@ def test_the_command_prints_a_table_and_draws(tmp_path, monkeypatch, capsys):
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["own.txt,", "a/own.txt,"]
     os.rename("own.txt", "moved.txt")
     assert main(["robustness", "own"]) == 2
-    assert "--corpus" not in capsys.readouterr().err
+    assert "say where it is with --corpus" in capsys.readouterr().err
+    assert main(["robustness", "own", "--corpus", "a/own.txt"]) == 2
+    assert "own was not trained on own.txt as it is now" in capsys.readouterr().err
+    assert main(["robustness", "own", "--corpus", "moved.txt"]) == 0
+    capsys.readouterr()
     assert main(["robustness", "nowhere"]) == 2
     assert main(["robustness", "none", "--figure", "no-folder/f.png"]) == 2
     errors = capsys.readouterr().err.splitlines()

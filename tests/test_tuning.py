@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
 from noisin.methods import METHODS
 from noisin.optimizers import Diverged
-from noisin.runs.formats import Progress
+from noisin.runs.formats import Progress, seal
 from noisin.runs.record import read_record
 from noisin.search import SPACE, Space, train_command
 from noisin.system import process
@@ -223,7 +224,7 @@ def test_importances_find_the_option_that_matters(monkeypatch, drawn):
         ("--methods noisin,none --learning-rate 0.01", "with --method none every searched option is fixed"),
         ("--noise cauchy", "invalid choice: 'cauchy'"),
         ("--noise-mode sideways", "invalid choice: 'sideways'"),
-        ("--noise-parameters k=2", "those of one noise family: give --noise too"),
+        ("--noise-parameters k=2", "needs --noise, because each family has its own"),
         ("--noise gaussian --noise-parameters k=2", "noise family 'gaussian' has no parameter 'k'"),
         ("--methods noisin* --lower-bound 2", "error: --gamma starts at 1.0 with --lower-bound 2.0"),
         ("--learning-rate 1 --hidden 0", "argument --hidden: '0' is invalid: it must be from 1"),
@@ -260,6 +261,13 @@ def test_a_study_of_other_options_or_another_text_is_refused(capsys):
     assert "study holds another study (the text is another one)" in refused(capsys, "tune", *known)
 
 
+def sealed_anew(line):
+    try:
+        return json.dumps(seal(json.loads(line)), separators=(",", ":")).encode()
+    except ValueError:  # no JSON any more
+        return line
+
+
 @pytest.mark.parametrize(
     "old, new",
     [
@@ -279,10 +287,19 @@ def test_a_damaged_study_is_refused_in_one_line(capsys, old, new):
     search("study", 1, epochs=1)
     content = journal.read_bytes()
     assert old in content
-    journal.write_bytes(content.replace(old, new))
+    journal.write_bytes(b"".join(sealed_anew(line) + b"\n" for line in content.replace(old, new).splitlines()))
     known = [*OPTIONS, "--epochs", "1", "--study", "study", "--trials", "1", "--methods", ",".join(METHOD_NAMES)]
     said = refused(capsys, "tune", *known)
     assert "study/study.jsonl is damaged (" in said and said.endswith("or delete it to begin the study again\n")
+
+
+@pytest.mark.parametrize("old, new", [(b'"values":[', b'"values":[1'), (b'_internal":0.0', b'_internal":0.1')])
+def test_a_digit_that_was_changed_in_the_journal_is_damage(capsys, old, new):
+    search("study", 1, epochs=1)
+    journal = Path("study/study.jsonl")
+    journal.write_bytes(journal.read_bytes().replace(old, new, 1))
+    known = [*OPTIONS, "--epochs", "1", "--study", "study", "--trials", "1", "--methods", ",".join(METHOD_NAMES)]
+    assert re.search(r"is damaged \(line \d+ has changed since it was written\)", refused(capsys, "tune", *known))
 
 
 def test_a_torn_last_line_of_the_journal_is_cut_off():

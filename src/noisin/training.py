@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from noisin.config import Config
-from noisin.data.batches import number_of_training_batches, training_batches
+from noisin.data.batches import left_out_notice, number_of_training_batches, training_batches
 from noisin.data.corpus import Corpus
 from noisin.data.published import NAMES
 from noisin.evaluation import make_evaluator
@@ -113,7 +113,8 @@ def train(
     wait : bool, default False
         Wait while another process trains in the run directory, instead of refusing after 3 seconds.
     test : bool, default True
-        Evaluate the test split when training ends, and write the record. A later call can still do that.
+        Evaluate the test split when training ends, and write the record. A later call can still do that. A run
+        without a finished epoch has its record either way.
 
     Returns
     -------
@@ -136,6 +137,9 @@ def train(
     with directory.lock(math.inf if wait else BRIEF):
         directory.begin(config, corpus)
         report(f"run {directory.path}")
+        notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
+        if notice:
+            report(notice)
         record = directory.read_record()
         if record is not None:
             directory.check_usable(record)
@@ -278,9 +282,10 @@ class _Run:
             progress.status = "finished"
 
     def _finish(self, test: bool) -> Dict[str, Any]:
-        """Test the best weights, once, and write the record; or do neither."""
+        """Test the best weights, once, and write the record; or do neither, but where there is nothing to test."""
         test_ppl = None
-        if test and self.progress.best_epoch is not None:
+        test = test or self.progress.best_epoch is None
+        if self.progress.best_epoch is not None and test:
             self.directory.load_best_weights(self.model)
             seed, particles = evaluation_seed(self.config.seed), self.config.eval_particles
             found = self.evaluator.all(self.corpus.test, seed)

@@ -21,7 +21,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import optuna
 import pandas as pd
@@ -38,7 +38,7 @@ from noisin.data.corpus import Corpus
 from noisin.figures import importances, save
 from noisin.model import stream
 from noisin.runs.directory import RunDirectory
-from noisin.runs.formats import LARGEST, Progress, differences
+from noisin.runs.formats import LARGEST, Progress, differences, seal
 from noisin.search import Space
 from noisin.system.errors import UserError, plural
 from noisin.system.files import hold_folder, parse_json, read_regular, write_json
@@ -50,6 +50,13 @@ FIRST, WARM_UP = 5, 3
 # Trials of a method from which importances are estimated: what distinguishes the best tenth of them.
 ENOUGH = 20
 JOURNAL, PICTURE = "study.jsonl", "importances.png"
+
+
+class _SealedJournal(JournalFileBackend):
+    """Optuna's journal, each line with the sha256 of the rest of it."""
+
+    def append_logs(self, logs: List[Dict[str, Any]]) -> None:
+        super().append_logs([seal(log) for log in logs])
 
 
 class Study:
@@ -75,7 +82,7 @@ class Study:
         written = _lines_of_journal(path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _damage_in(path), _quiet():
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            storage = JournalStorage(_SealedJournal(str(path)))
             pruner = MedianPruner(FIRST, WARM_UP)
             self.optuna = optuna.create_study(
                 storage=storage, study_name="noisin", load_if_exists=True, pruner=pruner, sampler=TPESampler()
@@ -163,13 +170,15 @@ def _importances(trials: Sequence[FrozenTrial]) -> Dict[str, float]:
 
 
 def _lines_of_journal(path: Path) -> int:
-    """Count the lines of a journal, all of them JSON; cut off a torn last one, which a full disk can leave."""
+    """Count the lines of a journal, all of them sealed; cut off a torn last one, which a full disk can leave."""
     if not path.exists():
         return 0
     *lines, torn = read_regular(path, "the journal of a study").split(b"\n")
     with _damage_in(path):
-        for line in lines:
-            parse_json(line)
+        for number, line in enumerate(lines, 1):
+            content = parse_json(line)
+            if content != seal(content):
+                raise ValueError(f"line {number} has changed since it was written")
     if torn:
         os.truncate(path, path.stat().st_size - len(torn))
     return len(lines)

@@ -196,6 +196,8 @@ def test_a_text_of_one_line_is_split_by_words(alone: Path) -> None:
     assert split_of(alone, " ".join("a" * 10) + "\n" * 200) == expected
     nine = ["a a <eos> a a a a a", "a", "a <eos>"]  # of two lines none is left for each split
     assert split_of(alone, "a a\na a a a a a a\n") == nine
+    *ten, last = split_of(alone, " ".join("a" * 9) + "\n" * 200 + "a\n")  # blank lines are no words to count
+    assert (ten, last.count("<eos>")) == (["a a a a a a a a", "a" + " <eos>" * 200], 1)
 
 
 def test_blank_lines_at_the_end_of_a_text_count_as_nothing(alone: Path) -> None:

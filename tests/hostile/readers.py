@@ -158,7 +158,8 @@ def read_records(content: bytes) -> None:
 
 
 def read_study(content: bytes) -> None:
-    study = Study(put(content, "study", "study.jsonl").parent, SPACE, CORPUS)
+    lines = b"\n".join(map(sealed_anew, content.split(b"\n")))
+    study = Study(put(lines, "study", "study.jsonl").parent, SPACE, CORPUS)
     assert len(study.table()) == len(study.ended())
 
 

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import EPOCH, ORIGIN, READERS, RUN, WEIGHTS, WORDS, state_of
+from readers import EPOCH, ORIGIN, READERS, RUN, WEIGHTS, WORDS, run_of, state_of
 
 from noisin.commands.main import main
 from noisin.data.corpus import load_corpus
@@ -219,6 +219,22 @@ def test_a_vocabulary_is_held_against_its_sha256_before_it_is_parsed(tmp_path, m
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * (tmp_path / "vocabulary.txt").stat().st_size  # parsed, it takes some fifty times its size
+
+
+def test_a_vocabulary_is_held_against_the_weights_before_it_is_parsed(tmp_path):
+    weights = {f"weight:{name}": np.zeros((5, 3), np.float32) for name in ("embedding_weight", "decoder_weight")}
+    content = safetensors.numpy.save(weights)
+    (tmp_path / "best-0001.safetensors").write_bytes(content)
+    words = WORDS + b"".join(b"%d\n" % number for number in range(200_000))
+    (tmp_path / "config.json").write_bytes(run_of(words))
+    (tmp_path / "state.json").write_bytes(state_of(content))
+    (tmp_path / "vocabulary.txt").write_bytes(words)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="vocabulary.txt is damaged: the run's weights are of 5 words"):
+        RunDirectory(tmp_path).read_vocabulary()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(words)
 
 
 @pytest.mark.parametrize(

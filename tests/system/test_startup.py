@@ -101,10 +101,20 @@ def test_cores_that_others_keep_busy_do_not_count(tmp_path, monkeypatch, busy, i
 
 @pytest.mark.parametrize("module", ["noisin", "experiments"])
 def test_too_little_address_space_is_one_line(module):
-    limited = f"ulimit -v 900000; exec {shlex.quote(sys.executable)} -m {module} --help"
+    limited = f"ulimit -v 900000; OMP_NUM_THREADS=2 exec {shlex.quote(sys.executable)} -m {module} --help"
     result = run(["sh", "-c", limited])
-    says = "this process may use 878 MiB of address space, and MXNet needs 1024 MiB: raise the limit (ulimit -v)"
+    says = (
+        "this process may use 878 MiB of address space, and MXNet needs 1280 MiB for 2 of its threads: raise the limit "
+        "(ulimit -v), or lower OMP_NUM_THREADS"
+    )
     assert (result.returncode, result.stderr) == (2, f"noisin: error: {says}\n")
+
+
+def test_a_library_says_too_that_it_has_too_little_address_space():
+    """There, importing MXNet would wait for ever."""
+    result = run(["sh", "-c", f"ulimit -v 500000; {sys.executable} -c 'import noisin'"])
+    assert result.returncode == 1
+    assert "ImportError: this process may use 488 MiB of address space" in result.stderr.splitlines()[-1]
 
 
 def test_too_few_threads_are_one_line(monkeypatch):
@@ -118,7 +128,7 @@ def test_too_few_threads_are_one_line(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(ImportError, match="allows this process no more threads"):
-        startup.check_limits()
+        startup.check_thread_limit()
 
 
 def trained_with(folder, hidden, *options, **env):

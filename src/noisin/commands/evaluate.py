@@ -91,7 +91,7 @@ def _evaluated_text(
     if arguments.corpus is None:
         corpus = config_corpus(config, arguments.data_dir)
         if not directory.is_of(corpus):
-            raise UserError(f"{corpus.name} has changed since {arguments.run} was trained: name a text with --corpus")
+            raise UserError(f"{arguments.run} was not trained on {corpus.name} as it is now: name a text with --corpus")
         return corpus.name, split, getattr(corpus, split)
     try:
         corpus = config_corpus(config, arguments.data_dir, arguments.corpus)

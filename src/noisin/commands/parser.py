@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import errno
 import io
 import math
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -58,11 +60,13 @@ def run_command(
         clear = "\r\033[K" if sys.stderr.isatty() else ""  # what is left of a bar
         print(f"{clear}{program}: interrupted; {again}", file=sys.stderr)
         return 130
-    except RuntimeError as error:  # MXNet's, which is not imported here
-        if "Failed to allocate" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # Python's and NumPy's; MXNet's, which is not imported here
+        if not isinstance(error, MemoryError) and not re.search("Failed to allocate|bad_alloc", str(error)):
             raise  # a defect of ours
         says = "the memory is full; choose a smaller network, batch size, unroll length or number of samples"
         print(f"{program}: error: {says}", file=sys.stderr)
+        if "mxnet" in sys.modules:  # which would say once more, with a traceback, what its engine could not do
+            atexit.unregister(sys.modules["mxnet.base"]._notify_shutdown)
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as in `noisin sample ... | head`
         _discard_output()

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories, made by noisin train")
     add_figure(parser, "robustness.png")
+    parser.add_argument("--corpus", help="new place of the text of these runs, if it has moved")
     parser.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="split to evaluate (default: valid)"
     )
@@ -62,9 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _measure(path: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     directory = RunDirectory(path)
     config = directory.read_config()
-    corpus = config_corpus(config, arguments.data_dir, config.corpus)  # there is no --corpus to advise
+    corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
     if not directory.is_of(corpus):
-        raise UserError(f"{corpus.name} has changed since {path} was trained: put the old text back")
+        raise UserError(f"{path} was not trained on {corpus.name} as it is now: name its text with --corpus")
     tokens, vocabulary = getattr(corpus, arguments.split), ordered_vocabulary(directory.read_vocabulary())
     eos, seed = vocabulary["<eos>"], evaluation_seed(config.seed)
     model, device = best_model(directory, config, len(vocabulary), evaluated_at_once(config), arguments.device)

@@ -19,7 +19,6 @@ from noisin.commands.options import (
 )
 from noisin.commands.parser import EPILOG, positive
 from noisin.config import Config, Contradiction, check_options, flag, recorded_config
-from noisin.data.batches import left_out_notice
 from noisin.runs.directory import RunDirectory, run_name
 from noisin.system.device import find_device
 from noisin.system.errors import UserError
@@ -83,9 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     directory = RunDirectory(arguments.run_dir or Path("runs") / run_name(config, corpus))
     if arguments.in_own_process:
         _restart_with_threads(arguments.threads or _chosen_threads(config, directory))
-    notice = left_out_notice(corpus.train, config.batch_size, config.unroll)
-    if notice:
-        report(notice)
     shown = {"progress": not arguments.quiet, "events": arguments.events}
     test = not arguments.no_test
     record = train(config, directory.path, corpus, device, report, wait=arguments.wait, test=test, **shown)

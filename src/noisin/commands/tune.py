@@ -17,7 +17,7 @@ from noisin.commands.options import (
 )
 from noisin.commands.parser import names, positive
 from noisin.config import Contradiction, flag
-from noisin.data.batches import training_batches
+from noisin.data.batches import left_out_notice, training_batches
 from noisin.methods import METHODS
 from noisin.search import SPACE, Space, train_command
 from noisin.system.device import check_dtype, find_device
@@ -99,6 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
     options = ["--data-dir", arguments.data_dir] if arguments.data_dir else []
     of_device = [] if arguments.device == "auto" else ["--device", arguments.device]
     report(f"study {folder}")
+    notice = left_out_notice(corpus.train, configs[0].batch_size, configs[0].unroll)
+    if notice:
+        report(notice)
     study = tune(space, corpus, folder, arguments.trials, jobs, cores, arguments.device, options, report)
     print(f"\n{markdown(study.table())}")
     best = study.best()

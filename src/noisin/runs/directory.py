@@ -203,6 +203,7 @@ class RunDirectory:
                 f"{path} is damaged: its sha256 is not the one in config.json; repeat the command that trained the "
                 "run, which writes it anew"
             )
+        self._check_number_of_words(content)
         try:
             *types, rest = content.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
@@ -215,6 +216,16 @@ class RunDirectory:
         ):
             raise UserError(f"{path} is damaged: it is not {UNKNOWN}, {END} and then words, one a line and each once")
         return types
+
+    def _check_number_of_words(self, words: bytes) -> None:
+        """Hold word types against the weights, before they are taken apart, which takes many times the file's size."""
+        state = self.path / "state.json"
+        if state.exists():
+            with self._advice():
+                embedding = self._read_arrays("best", state).get("weight:embedding_weight", ())
+            if words.count(b"\n") != len(embedding):
+                path = self.path / "vocabulary.txt"
+                raise UserError(f"{path} is damaged: the run's weights are of {len(embedding):,} words")
 
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""

@@ -18,7 +18,8 @@ from noisin.system.threads import leave_threads_to_the_engine, set_threads, thre
 COMMANDS = ("noisin", "experiments", "benchmarks")
 COMPILED_PARTS = ("_crossentropy", "_lstm", "_normals", "_updates")
 
-ADDRESS_SPACE = 1 << 30  # bytes; below 600 MB MXNet was seen to crash or to wait for ever
+# Bytes; below 600 MB, and with 8 threads below 1,700 MB, MXNet was seen to crash or to wait for ever.
+ADDRESS_SPACE, OF_A_THREAD = 1 << 30, 1 << 27
 ENGINE_THREADS = 16  # more than MXNet starts besides those it computes with; 6 were seen
 
 # From glibc's malloc.h.
@@ -35,14 +36,18 @@ def check_cluster_role() -> None:
         )
 
 
-def check_limits() -> None:
-    """Raise ImportError where the system allows less memory or fewer threads than MXNet needs, which would crash."""
-    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if allowed != resource.RLIM_INFINITY and allowed < ADDRESS_SPACE:
+def check_address_space() -> None:
+    """Raise ImportError where the system allows less memory than MXNet needs, which would crash or wait for ever."""
+    allowed, needed = resource.getrlimit(resource.RLIMIT_AS)[0], ADDRESS_SPACE + OF_A_THREAD * threads()
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
         raise ImportError(
-            f"this process may use {allowed >> 20} MiB of address space, and MXNet needs {ADDRESS_SPACE >> 20} MiB: "
-            "raise the limit (ulimit -v)"
+            f"this process may use {allowed >> 20} MiB of address space, and MXNet needs {needed >> 20} MiB for "
+            f"{threads()} of its threads: raise the limit (ulimit -v), or lower OMP_NUM_THREADS"
         )
+
+
+def check_thread_limit() -> None:
+    """Raise ImportError where the system allows fewer threads than MXNet starts, which would crash."""
     done = threading.Event()
     try:
         for _ in range(ENGINE_THREADS + threads()):
@@ -137,8 +142,9 @@ def prepare() -> None:
         set_threads()
         leave_threads_to_the_engine()
         load_cuda_libraries()
-        if _is_command():
-            check_limits()
+        check_address_space()
+        if _is_command():  # a host's threads are its own
+            check_thread_limit()
     except ImportError as error:
         refuse(error)
     mxnet_import.prepare(refuse)
