@@ -478,7 +478,7 @@ def test_the_pages_numbers_of_the_tighter_objective_are_those_of_the_records():
         ("test, averaged (limit)", lambda run: run.test("limit")),
     ):
         assert f"| {title} | {' | '.join(f'{value(run):.1f}' for run in (none, one, ten))} |" in page
-    smaller, larger = (f"{100 * (1 - run.test('clean') / none.test('clean')):.1f} %" for run in (ten, one))
+    smaller, larger = (f"{100 * (1 - run.test('clean') / none.test('clean')):.2f} %" for run in (ten, one))
     assert f"{smaller} instead of {larger} with the noise off" in page
 
 
