@@ -68,7 +68,7 @@ demo: $(READY) ## compare the methods on the embedded synthetic corpus: a table,
 figure2: $(READY) ## compare the methods on the Penn Treebank: ours beside the paper's; resumes where it stopped
 ptb: figure2 ## same as figure2
 table2: $(READY) ## all 24 perplexities of Table 2 on the Penn Treebank, some 8 hours on two cores; ours beside the paper's
-table3: $(READY) ## Table 3 of the paper: compare the methods on WikiText-2, some 8 hours
+table3: $(READY) ## Table 3 of the paper: compare the methods on WikiText-2, most of a day
 wikitext2: table3 ## same as table3
 gamma: $(READY) ## choose gamma by validation, on three of the networks of Table 2
 rates: $(READY) ## choose dropout's rates in the same way

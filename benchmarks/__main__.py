@@ -84,7 +84,7 @@ def _measure_all(arguments: argparse.Namespace) -> Dict[str, Any]:
             found = measure(workload, contenders(dtype), arguments.rounds, f"{workload} {dtype}")
             for needed in ("limit", NONE.name):
                 if needed not in [entry["name"] for entry in found]:
-                    what = f"{workload}: {needed} in {dtype} could not be timed; the reason stands above"
+                    what = f"{workload}: {needed} in {dtype} could not be timed, see the reason above"
                     raise UserError(f"{what}. Every other row is compared with it, so run the command again")
             measurements += found
     growth: List[Dict[str, Any]] = []

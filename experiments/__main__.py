@@ -80,7 +80,7 @@ def _add_options(parser: argparse.ArgumentParser, experiment: Experiment) -> Non
         metavar="NAME=VALUE,...",
         help="run only runs with these options, e.g. layers=2,activation=tanh,gamma=0.4 (default: all)",
     )
-    parser.add_argument("--epochs", type=positive, help="maximum, for a short try whose records stay below runs/")
+    parser.add_argument("--epochs", type=positive, help="maximum number of epochs; records then stay in runs/")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -134,7 +134,7 @@ def _compare(experiment: Experiment, arguments: argparse.Namespace) -> int:
         raise UserError("--scheduler is empty: give local, or tcp://host:port")
     remote = arguments.scheduler not in (None, "local")
     if remote and arguments.jobs:
-        raise UserError("--jobs has no effect on a cluster, whose workers have threads of their own: leave it out")
+        raise UserError("--jobs has no effect on a cluster, where each worker thread takes one run; remove it")
     device = None if remote else find_device(arguments.device)  # a wrong one is said once, before any run
     kept = experiment.name != "demo" and "epochs" not in narrowing
     results = RESULTS / experiment.name if kept else RUNS / experiment.name / "records"

@@ -51,7 +51,7 @@ def file_record(folder: Path, config: Config, record: Dict[str, Any]) -> None:
     """
     path = folder / f"{config.name}.json"
     if check_record(record, str(path)) != config:
-        raise UserError(f"{path} cannot be written: the run directory has the record of another run; delete it")
+        raise UserError(f"{path} cannot be written: the run's directory has another run's record.json; delete that")
     write_record(path, record)
 
 

@@ -111,8 +111,17 @@ def test_no_draw_is_infinite_however_many_there_are(name):
 @each_family
 @pytest.mark.parametrize("end", [0.0, 1.0])
 def test_no_draw_is_infinite_where_the_uniform_generator_returns_its_ends(name, end, monkeypatch):
-    monkeypatch.setattr(mx.nd.random, "uniform_like", lambda like, **kwargs: mx.nd.full(like.shape, end))
+    exponential = math.inf if end else 0.0  # -log(1 - end), as MXNet has it
+    for generator, value in (("uniform_like", end), ("exponential_like", exponential)):
+        monkeypatch.setattr(mx.nd.random, generator, lambda like, value=value, **_: mx.nd.full(like.shape, value))
     assert np.abs(draw(name, size=100)).max() < 100
+
+
+def test_mxnets_exponential_draws_are_infinite_now_and_then():
+    """Why the noise clips them: where MXNet's uniform draw is 1."""
+    mx.random.seed(77)
+    raw = mx.nd.random.exponential_like(mx.nd.zeros(4_000_000)).asnumpy()
+    assert np.isinf(raw).any() and (raw[np.isfinite(raw)] < 17).all()
 
 
 @each_family_and_mode

@@ -109,7 +109,7 @@ class _View:
     def relay(self, name: str, line: str) -> None:
         """Print a line of a run behind its label."""
         tqdm.write(f"{self._labels[name]}  {line}")
-        epoch = re.match(r"(going on after )?epoch +(\d+)", line)
+        epoch = re.match(r"(resuming after )?epoch +(\d+)", line)
         if epoch:
             self._move(name, int(epoch[2]) / self._epochs[name], earlier=bool(epoch[1]))
 

@@ -204,7 +204,7 @@ def page(
     return environment.get_template("page.html.j2").render(
         contents=[*contents, ("runs", "Each run")],
         own=own,
-        main=[drawn for one in sections if one.experiment == TABLE2 for drawn in one.drawn[0][1]],
+        main=() if own else [drawn for one in sections if one.experiment == TABLE2 for drawn in one.drawn[0][1]],
         dates=_dates(runs),
         verdicts=_verdicts(judgements),
         claims=_claims(judgements),
@@ -251,15 +251,17 @@ def _data(content: bytes, kind: str) -> str:
 
 def _verdicts(judgements: Sequence[Judgement]) -> Groups:
     """One row a claim, the paper's before its later version's: how often it holds and fails, by all measures."""
-    rows: Dict[str, List[List[Cell]]] = {"": [], "The paper's later version (Dieng et al., 2018)": []}
+    papers: List[List[Cell]] = []
+    later: List[List[Cell]] = []
     for claim, statement in CLAIMS.items():
         found = [one.verdict for one in judgements if one.claim == claim]
         if not found:
             continue
         alike = found[0] if len(set(found)) == 1 and found[0] in SIGNS else ""
         row = [Cell((f"({claim}) {statement}",)), Cell((counted(found),), kind=alike)]
-        list(rows.values())[claim in LATER].append(row)
-    return [(heading, found) for heading, found in rows.items() if found]
+        (later if claim in LATER else papers).append(row)
+    groups = [("", papers), ("The paper's later version (Dieng et al., 2018)", later)]
+    return [(heading, rows) for heading, rows in groups if rows]
 
 
 def _claims(judgements: Sequence[Judgement]) -> Groups:

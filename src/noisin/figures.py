@@ -244,7 +244,8 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     panels : mapping of str to sequence of dict
         Title of each panel and its rows, from the top. A row has `label`, `method` (its name), `paper` (a perplexity
         or None) and `runs`, each with perplexities `clean` and `limit`, infinite where a run has none. A panel without
-        a finite perplexity of ours is left out, and so is a row with neither runs nor a published perplexity.
+        a finite perplexity of ours is left out, unless there is no other, and so is a row with neither runs nor a
+        published perplexity.
     title : str, default none
 
     Returns
@@ -252,7 +253,9 @@ def test_perplexities(panels: Mapping[str, Sequence[Mapping[str, Any]]], title: 
     matplotlib.figure.Figure
     """
     found = {name: [row for row in rows if row["runs"] or row["paper"] is not None] for name, rows in panels.items()}
-    panels = {name: rows for name, rows in found.items() if any(map(_finite_tests, rows))} or found
+    panels = {name: rows for name, rows in found.items() if any(map(_finite_tests, rows))} or {
+        name: rows for name, rows in found.items() if any(row["runs"] for row in rows)
+    }
     labels = [[row["label"] for row in rows] for rows in panels.values()]
     columns = min(3, len(panels)) if all(one == labels[0] for one in labels) else 1
     heights = [0.6 + 0.25 * len(of_panel) for of_panel in labels[::columns]]
@@ -340,7 +343,8 @@ def _legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[st
         return
     width = int(13 * figure.get_figwidth())  # in characters
     columns = max(1, min(len(labels), width // (max(map(len, labels)) + 6)))
-    figure.set_figheight(figure.get_figheight() + 0.19 * (seeds - (-len(labels) // columns)))
+    rows = math.ceil(len(labels) / columns) + (1 if seeds else 0)
+    figure.set_figheight(figure.get_figheight() + 0.19 * rows)
     title: Dict[str, Any] = {"title": "one line for each seed", "title_fontsize": 9} if seeds else {}
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, **title)
 
@@ -381,7 +385,7 @@ def _draw_curve(axes: Axes, curve: _Curve, key: str) -> None:
     epochs = [entry["epoch"] for entry in record["epochs"]]
     # Of several seeds each has markers at epochs of its own, or they would hide one another, and at its last epoch.
     step, last = min(curve.of, 3), len(epochs) - 1
-    marked = [epoch for epoch in range(last + 1) if epoch % step == curve.number % step or epoch == last]
+    marked = [index for index in range(last + 1) if index % step == curve.number % step or index == last]
     axes.plot(epochs, [entry[key] for entry in record["epochs"]], label=label, markevery=marked, **style)
     if key == "valid_ppl" and record["best_epoch"]:
         star = {"color": style["color"], "alpha": style.get("alpha"), "zorder": 3}

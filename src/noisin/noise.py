@@ -113,6 +113,11 @@ def _open_uniform(F: ModuleType, like: Tensor) -> Tensor:
     return F.clip(F.random.uniform_like(like), _UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
 
 
+def _exponential(F: ModuleType, like: Tensor) -> Tensor:
+    """Draw Exp(1), finite: MXNet's draws are infinite once in 20 million, where its uniform draw is 1."""
+    return F.clip(F.random.exponential_like(like), 0, -math.log(_UNIFORM_MARGIN))
+
+
 @dataclass(frozen=True)
 class Gaussian(NoiseFamily):
     """eps ~ N(0, 1), the noise of the paper's experiments."""
@@ -130,7 +135,7 @@ class Laplace(NoiseFamily):
     name = "laplace"
 
     def sample(self, F: ModuleType, like: Tensor) -> Tensor:
-        return (F.random.exponential_like(like) - F.random.exponential_like(like)) / math.sqrt(2)
+        return (_exponential(F, like) - _exponential(F, like)) / math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class Exponential(NoiseFamily):
     name = "exponential"
 
     def sample(self, F: ModuleType, like: Tensor) -> Tensor:
-        return F.random.exponential_like(like) - 1
+        return _exponential(F, like) - 1
 
 
 @dataclass(frozen=True)

@@ -282,10 +282,10 @@ class _Run:
             progress.status = "finished"
 
     def _finish(self, test: bool) -> Dict[str, Any]:
-        """Test the best weights, once, and write the record; or do neither, but where there is nothing to test."""
+        """Test the best weights and write the record. Without `test` do neither, unless no epoch was finished."""
         test_ppl = None
-        test = test or self.progress.best_epoch is None
-        if self.progress.best_epoch is not None and test:
+        testable = self.progress.best_epoch is not None
+        if test and testable:
             self.directory.load_best_weights(self.model)
             seed, particles = evaluation_seed(self.config.seed), self.config.eval_particles
             found = self.evaluator.all(self.corpus.test, seed)
@@ -293,7 +293,7 @@ class _Run:
                 found.update(self.evaluator.marginal(self.corpus.test, particles, seed=seed))
             test_ppl = finite_or_null(found)
         record = make_record(self.config, self.progress, self.model, test_ppl, self.corpus)
-        if test:
+        if test or not testable:
             write_record(self.directory.record_path, record)
             self.directory.tidy(record)
         self.report(_summary_line(record))

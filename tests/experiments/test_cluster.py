@@ -294,7 +294,7 @@ def test_no_scheduler_at_the_address_is_one_line(tmp_path, capfd, monkeypatch):
     "arguments, says",
     [
         (["--scheduler", "local"], r"--scheduler needs Dask \(.*\): pip install '\.\[cluster\]'"),
-        (["--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"], "--jobs is for runs of this machine"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"], "--jobs has no effect on a cluster"),
     ],
 )
 def test_a_mistake_is_one_line_that_needs_no_dask(tmp_path, capsys, monkeypatch, arguments, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from helpers.machine import needs_matplotlib
 from helpers.processes import ROOT
 from helpers.records import make_up_record
 from matplotlib.image import imread
+from tqdm import tqdm
 
 from experiments.__main__ import _parser, main
 from experiments.catalogue import (
@@ -38,7 +40,7 @@ from experiments.catalogue import (
     ZAREMBA,
     Case,
 )
-from experiments.grid import engines
+from experiments.grid import engines, runner
 from experiments.grid.engines import local_engine
 from experiments.grid.runner import run_grid
 from experiments.records import RESULTS, draw, find_record, load_records
@@ -389,6 +391,18 @@ def test_an_experiment_finds_its_runs_among_those_of_another(tmp_path):
     for experiment in (FIGURE2, TABLE2):
         assert [run.config.hidden for run in runs_of(experiment, load_runs(tmp_path))] == [256]
     assert runs_of(TABLE3, load_runs(tmp_path)) == []
+
+
+def test_epochs_of_an_earlier_command_say_nothing_of_this_ones_speed(monkeypatch):
+    class Shown(tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
+
+    monkeypatch.setattr(runner, "tqdm", Shown)
+    view = runner._View({"run": Config(epochs=4)})
+    for line, done, earlier in (("resuming after epoch 2", 0.5, 0.5), ("epoch   3  train  9.0", 0.75, 0.5)):
+        view.relay("run", line)
+        assert (view.bar.n, view.bar.initial) == (done, earlier)
 
 
 def test_the_figure_is_a_picture_of_the_records_and_can_be_restyled(tmp_path):

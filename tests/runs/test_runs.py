@@ -50,7 +50,7 @@ def test_a_second_process_is_told_who_trains_and_a_killed_one_is_no_obstacle(tmp
     assert re.search(r"^ *run +interrupted +none +\d+ of 1000 ", capsys.readouterr().out, re.MULTILINE)
     again = start(tmp_path / "run", "--epochs", "1000", "--patience", "1000")
     assert again.stdout.readline().startswith("run ")
-    assert again.stdout.readline().startswith("going on after epoch ")
+    assert again.stdout.readline().startswith("resuming after epoch ")
     again.kill()
     again.communicate()
 

@@ -104,7 +104,7 @@ def test_too_little_address_space_is_one_line(module):
     limited = f"ulimit -v 900000; OMP_NUM_THREADS=2 exec {shlex.quote(sys.executable)} -m {module} --help"
     result = run(["sh", "-c", limited])
     says = (
-        "this process may use 878 MiB of address space, and MXNet needs 1280 MiB for 2 of its threads: raise the limit "
+        "this process may use 878 MiB of address space, and MXNet needs 1344 MiB for 2 of its threads: raise the limit "
         "(ulimit -v), or lower OMP_NUM_THREADS"
     )
     assert (result.returncode, result.stderr) == (2, f"noisin: error: {says}\n")
@@ -112,7 +112,7 @@ def test_too_little_address_space_is_one_line(module):
 
 def test_a_library_says_too_that_it_has_too_little_address_space():
     """There, importing MXNet would wait for ever."""
-    result = run(["sh", "-c", f"ulimit -v 500000; {sys.executable} -c 'import noisin'"])
+    result = run(["sh", "-c", f"ulimit -v 500000; {shlex.quote(sys.executable)} -c 'import noisin'"])
     assert result.returncode == 1
     assert "ImportError: this process may use 488 MiB of address space" in result.stderr.splitlines()[-1]
 

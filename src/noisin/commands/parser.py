@@ -63,7 +63,7 @@ def run_command(
     except (MemoryError, RuntimeError) as error:  # Python's and NumPy's; MXNet's, which is not imported here
         if not isinstance(error, MemoryError) and not re.search("Failed to allocate|bad_alloc", str(error)):
             raise  # a defect of ours
-        says = "the memory is full; choose a smaller network, batch size, unroll length or number of samples"
+        says = "the memory is full; choose a smaller network, batch size, unroll length, number of samples or text"
         print(f"{program}: error: {says}", file=sys.stderr)
         if "mxnet" in sys.modules:  # which would say once more, with a traceback, what its engine could not do
             atexit.unregister(sys.modules["mxnet.base"]._notify_shutdown)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run directories, made by noisin train")
     add_figure(parser, "robustness.png")
-    parser.add_argument("--corpus", help="new place of the text of these runs, if it has moved")
+    parser.add_argument("--corpus", help="new place of the text, if it has moved; the same for all these runs")
     parser.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="split to evaluate (default: valid)"
     )
@@ -65,6 +65,8 @@ def _measure(path: str, arguments: argparse.Namespace) -> Dict[str, Any]:
     config = directory.read_config()
     corpus = config_corpus(config, arguments.data_dir, arguments.corpus)
     if not directory.is_of(corpus):
+        if arguments.corpus:
+            raise UserError(f"{arguments.corpus} is not the text that {path} was trained on")
         raise UserError(f"{path} was not trained on {corpus.name} as it is now: name its text with --corpus")
     tokens, vocabulary = getattr(corpus, arguments.split), ordered_vocabulary(directory.read_vocabulary())
     eos, seed = vocabulary["<eos>"], evaluation_seed(config.seed)

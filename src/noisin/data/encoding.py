@@ -70,8 +70,9 @@ def _split(path: Path, words: np.ndarray, ends: np.ndarray) -> Dict[str, np.ndar
     ends = ends[: np.flatnonzero(np.diff(ends, prepend=0) > 1)[-1] + 1]  # blank lines at its end count as nothing
     size = int(ends[-1])
     by_lines = [int(ends[cut - 1]) if cut else 0 for cut in (len(ends) * tenths // 10 for tenths in (8, 9))]
-    places = np.delete(np.arange(size), ends - 1)  # of the words, without any <eos>
-    by_words = [int(places[len(places) * tenths // 10]) for tenths in (8, 9)]
+    counts = ends - np.arange(1, len(ends) + 1)  # of the words up to each line's end, without any <eos>
+    cuts = [int(counts[-1]) * tenths // 10 for tenths in (8, 9)]
+    by_words = [cut + int(np.searchsorted(counts, cut, side="right")) for cut in cuts]
     for cuts in (by_lines, by_words):
         bounds = [0, *cuts, size]
         lines = np.searchsorted(ends, bounds, side="right")

@@ -218,14 +218,14 @@ class RunDirectory:
         return types
 
     def _check_number_of_words(self, words: bytes) -> None:
-        """Hold word types against the weights, before they are taken apart, which takes many times the file's size."""
+        """Compare the number of words with the weights', before parsing takes many times the file's size."""
         state = self.path / "state.json"
         if state.exists():
             with self._advice():
                 embedding = self._read_arrays("best", state).get("weight:embedding_weight", ())
             if words.count(b"\n") != len(embedding):
                 path = self.path / "vocabulary.txt"
-                raise UserError(f"{path} is damaged: the run's weights are of {len(embedding):,} words")
+                raise UserError(f"{path} is damaged: the run's weights are of {len(embedding):,} words; {_ADVICE}")
 
     def load(self) -> Optional[Progress]:
         """Progress at the last checkpoint, or None for a run that has none yet."""
