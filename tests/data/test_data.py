@@ -534,7 +534,7 @@ def hours_of_headers() -> bytes:
 
 
 @ARCHIVES
-@pytest.mark.parametrize("wrong", [b"", b"<html>moved</html>", hours_of_headers()])
+@pytest.mark.parametrize("wrong", [b"", b"<html>moved</html>", hours_of_headers()], ids=["empty", "html", "headers"])
 def test_another_archive_is_never_opened(
     fake_ptb: PublishedCorpus, alone: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pack, name, wrong
 ) -> None:  # fmt: skip
