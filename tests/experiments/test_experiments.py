@@ -477,6 +477,20 @@ def test_the_pages_numbers_with_strong_noise_are_those_of_the_records():
         assert f"| {title} | {' | '.join(f'{value(run):.1f}' for run in found)} |" in page
 
 
+def test_the_pages_numbers_of_the_families_are_those_of_the_records():
+    page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
+    variants = [variant_of(config) for config in ICML.configs(["noisin"], dtype="bfloat16") if config.gamma == [0.5]]
+    found = [run for variant in variants for run in runs if run.variant == variant]
+    names = [run.config.noise.replace("_", "-").capitalize() for run in found]
+    assert f"| NOISIN, multiplicative, 0.5 | {' | '.join(names)} |" in page
+    for title, value in (
+        ("test, noise off", lambda run: run.test("clean")),
+        ("test, averaged (limit)", lambda run: run.test("limit")),
+        ("validation, noise off", lambda run: run.valid),
+    ):
+        assert f"\n| {title} | {' | '.join(f'{value(run):.1f}' for run in found)} |\n" in page
+
+
 def test_the_pages_numbers_of_the_tighter_objective_are_those_of_the_records():
     page, runs = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), load_runs()
     configs = OBJECTIVE.configs(["none"]) + OBJECTIVE.configs(["noisin*"])
