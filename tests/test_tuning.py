@@ -11,11 +11,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import optuna
 import pytest
 from helpers.commands import refused
 
-from noisin import tuning
 from noisin.commands.main import main
 from noisin.config import Config
 from noisin.data.corpus import load_corpus
@@ -29,7 +27,10 @@ from noisin.system import process
 from noisin.system.errors import UserError
 from noisin.system.process import DIVERGED
 from noisin.training import TrainingStep, train
-from noisin.tuning import Study, best_valid, tune
+
+optuna = pytest.importorskip("optuna", reason="Optuna is an extra: pip install '.[tune]' in noisin's folder")
+from noisin import tuning  # noqa: E402
+from noisin.tuning import Study, best_valid, tune  # noqa: E402
 
 METHOD_NAMES = ["noisin", "dropout+noisin"]
 FIXED = {"corpus": "text.txt", "hidden": 4, "batch_size": 4, "unroll": 5, "epochs": 3, "eval_batch_size": 2}

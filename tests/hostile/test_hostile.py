@@ -17,7 +17,6 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import EPOCH, ORIGIN, READERS, RUN, WEIGHTS, WORDS, run_of, state_of
 
 from noisin.commands.main import main
 from noisin.data.corpus import load_corpus
@@ -25,6 +24,9 @@ from noisin.runs.directory import RunDirectory
 from noisin.runs.formats import seal
 from noisin.system.errors import UserError
 from noisin.system.files import MAX_JSON, hold_folder, is_locked, parse_json
+
+pytest.importorskip("optuna", reason="Optuna is an extra: pip install '.[tune]' in noisin's folder")
+from readers import EPOCH, ORIGIN, READERS, RUN, WEIGHTS, WORDS, run_of, state_of  # noqa: E402
 
 JSON_READERS = ("options", "run", "state", "measurements", "record")
 ANY_NUMBER = st.integers() | st.floats() | st.sampled_from([2**31, 2**63, -1, 0, True, 1e308, 10**30])
