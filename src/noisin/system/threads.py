@@ -14,12 +14,14 @@ from typing import Dict, Iterator, Tuple
 # thread helps at 256 units with 10,000 words, and does not help at 64 units with a small vocabulary.
 SMALL = 128
 # Number of checks before a waiting thread sleeps. With GNU's default of 300,000, waiting threads take the cores from
-# other processes and from the thread that they wait for. Seconds per step, RNN of 256 units, 10,000 words, two cores,
-# measured once each:
-#     spins      idle machine    beside two busy processes
-#     300,000    0.108           0.76
-#     20,000     0.111           0.28
-SPINS = "20000"
+# other processes and from the thread that they wait for. RNN of 256 units, 10,000 words, bfloat16, two threads on two
+# cores; idle: median over seven interleaved rounds, beside two busy processes: measured once.
+#     spins      speed on an idle machine    words a second beside two busy processes
+#     300,000    1                           2,030
+#     100,000    1.02                        2,650
+#     50,000     1.00                        3,350
+#     20,000     0.94                        3,800
+SPINS = "50000"
 
 
 _chosen = False
