@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import refused
+from helpers.records import sealed_anew
 
 from noisin.commands.main import main
 from noisin.config import Config
@@ -20,7 +21,7 @@ from noisin.data.corpus import load_corpus
 from noisin.evaluation import Evaluator
 from noisin.methods import METHODS
 from noisin.optimizers import Diverged
-from noisin.runs.formats import Progress, seal
+from noisin.runs.formats import Progress
 from noisin.runs.record import read_record
 from noisin.search import SPACE, Space, train_command
 from noisin.system import process
@@ -260,13 +261,6 @@ def test_a_study_of_other_options_or_another_text_is_refused(capsys):
     capsys.readouterr()
     Path("text.txt").write_text("six seven eight\n" * 200)
     assert "study holds another study (the text is another one)" in refused(capsys, "tune", *known)
-
-
-def sealed_anew(line):
-    try:
-        return json.dumps(seal(json.loads(line)), separators=(",", ":")).encode()
-    except ValueError:  # no JSON any more
-        return line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+from noisin.runs.formats import seal
+from noisin.system.files import parse_json
+
+
+def sealed_anew(content: bytes) -> bytes:
+    """The content past its seal, if it is JSON: as anybody can compute it."""
+    try:
+        return json.dumps(seal(parse_json(content))).encode()
+    except (ValueError, AttributeError):  # not JSON, or not an object: left as it is
+        return content
+
 
 def make_up_record(config, epochs, best_epoch, test_ppl):
     """A record as a run would write it but for its seal; what follows from its configuration and epochs is in it."""

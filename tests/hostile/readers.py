@@ -18,6 +18,7 @@ import mxnet as mx
 import numpy as np
 import safetensors.numpy
 from helpers.processes import ROOT
+from helpers.records import sealed_anew
 from mxnet import gluon
 
 import noisin
@@ -80,14 +81,6 @@ def read_parsed_json(content: bytes) -> None:
 def read_options(content: bytes) -> None:
     config = config_from_dict(read_json(put(content, "options.json")))
     assert config_from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
-
-
-def sealed_anew(content: bytes) -> bytes:
-    """The content past its seal, if it is JSON: as anybody can compute it."""
-    try:
-        return json.dumps(seal(parse_json(content))).encode()
-    except (ValueError, AttributeError):  # not JSON, or not an object: left as it is
-        return content
 
 
 def read_run(content: bytes) -> None:
